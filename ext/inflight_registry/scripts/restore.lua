@@ -1,0 +1,12 @@
+-- Puts payloads that lost their index entry back into the index, a page of the jobs at a time.
+-- KEYS: jobs, index. ARGV: cursor, page size, shift of the clock in ms, TTL in s for an index that has none.
+-- Returns the next cursor ("0" at the end), then the ids put back.
+local page = redis.call('HSCAN', KEYS[1], ARGV[1], 'COUNT', ARGV[2])
+local time = redis.call('TIME')
+local now = string.format('%.0f', time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[3])
+local result = {page[1]}
+for i = 1, #page[2], 2 do
+  if redis.call('ZADD', KEYS[2], 'NX', now, page[2][i]) == 1 then result[#result + 1] = page[2][i] end
+end
+if #result > 1 and redis.call('TTL', KEYS[2]) < 0 then redis.call('EXPIRE', KEYS[2], ARGV[4]) end
+return result

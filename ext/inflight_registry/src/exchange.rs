@@ -1,0 +1,109 @@
+//! One request, one typed reply: commands, pipelines, transactions and scripts over any [`ConnectionLike`].
+
+use crate::{Error, Result};
+use redis::{Cmd, ConnectionLike, FromRedisValue, Pipeline, ServerErrorKind, Value};
+use std::sync::OnceLock;
+
+/// Whether an operation is tried for the first time or again, after the answer to the first try was lost. Whatever it was
+/// asked to do may have been done then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attempt {
+    /// Nothing was sent before.
+    First,
+    /// The same request was sent before; its answer is unknown.
+    Repeat,
+}
+
+/// A Lua script and its SHA1, computed once.
+pub(crate) struct Script {
+    code: &'static str,
+    sha: OnceLock<String>,
+}
+
+impl Script {
+    pub(crate) const fn new(code: &'static str) -> Self {
+        Self { code, sha: OnceLock::new() }
+    }
+
+    fn sha(&self) -> &str {
+        self.sha.get_or_init(|| redis::Script::new(self.code).get_hash().to_owned())
+    }
+}
+
+/// Sends one command.
+pub(crate) fn command<T: FromRedisValue>(conn: &mut impl ConnectionLike, name: &'static str, cmd: &Cmd) -> Result<T> {
+    let value = conn.req_packed_command(&cmd.get_packed_command()).map_err(|error| connection(name, error))?;
+    typed(name, value)
+}
+
+/// Sends commands in one write, without a transaction; the first error among the replies fails the whole.
+pub(crate) fn pipeline(conn: &mut impl ConnectionLike, name: &'static str, pipe: &Pipeline) -> Result<Vec<Value>> {
+    let values =
+        conn.req_packed_commands(&pipe.get_packed_pipeline(), 0, pipe.len()).map_err(|error| connection(name, error))?;
+    values.into_iter().map(|value| refuse_error(name, value)).collect()
+}
+
+/// Sends commands as MULTI/EXEC in one write and returns the replies to them.
+///
+/// The errors that Redis puts into the reply of EXEC come back as values: each is looked at, and so are the replies to the
+/// queueing, where a full memory shows, for instance.
+pub(crate) fn transaction(conn: &mut impl ConnectionLike, name: &'static str, pipe: &mut Pipeline) -> Result<Vec<Value>> {
+    pipe.atomic();
+    let values =
+        conn.req_packed_commands(&pipe.get_packed_pipeline(), 0, pipe.len() + 2).map_err(|error| connection(name, error))?;
+    let mut last = Value::Nil;
+    for value in values {
+        last = refuse_error(name, value)?;
+    }
+    match last {
+        Value::Array(replies) if replies.len() == pipe.len() => {
+            replies.into_iter().map(|value| refuse_error(name, value)).collect()
+        }
+        _ => Err(Error::reply("EXEC", "the transaction did not answer each of its commands")),
+    }
+}
+
+/// Runs a script by its SHA1, with its full text where the server does not know it (a restart, a failover, SCRIPT FLUSH).
+pub(crate) fn eval<T: FromRedisValue>(
+    conn: &mut impl ConnectionLike,
+    script: &Script,
+    keys: &[&[u8]],
+    args: &[&[u8]],
+) -> Result<T> {
+    let invocation = |name: &str, code: &str| {
+        let mut cmd = redis::cmd(name);
+        cmd.arg(code).arg(keys.len()).arg(keys).arg(args);
+        cmd.get_packed_command()
+    };
+    let mut value =
+        conn.req_packed_command(&invocation("EVALSHA", script.sha())).map_err(|error| connection("EVALSHA", error))?;
+    if matches!(&value, Value::ServerError(error) if error.kind() == Some(ServerErrorKind::NoScript)) {
+        value = conn.req_packed_command(&invocation("EVAL", script.code)).map_err(|error| connection("EVAL", error))?;
+    }
+    typed("EVALSHA", value)
+}
+
+/// Turns a reply into what the command answers.
+pub(crate) fn typed<T: FromRedisValue>(name: &'static str, value: Value) -> Result<T> {
+    let value = refuse_error(name, value)?;
+    T::from_redis_value(value).map_err(|error| {
+        // The crate's text quotes the reply, which may be a job.
+        let _ = error;
+        Error::reply(name, format!("not {}", std::any::type_name::<T>()))
+    })
+}
+
+fn refuse_error(name: &'static str, value: Value) -> Result<Value> {
+    match value {
+        Value::ServerError(error) => Err(Error::server(name, &error)),
+        value => Ok(value),
+    }
+}
+
+/// A `ConnectionLike` may hand over the server's errors in either way.
+fn connection(name: &'static str, error: redis::RedisError) -> Error {
+    match redis::ServerError::try_from(error.clone()) {
+        Ok(error) => Error::server(name, &error),
+        Err(_) => Error::Connection(error),
+    }
+}
