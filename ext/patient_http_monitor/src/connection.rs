@@ -1,0 +1,116 @@
+//! A connection as a Ruby object: the garbage collector must be able to free it when the fiber that used it never unwinds,
+//! because its thread was killed.
+
+use crate::fork;
+use inflight_registry::LocalTime;
+use magnus::value::{InnerValue, Opaque, ReprValue};
+use magnus::{Class, DataTypeFunctions, Error, Module, RModule, Ruby, TypedData, Value, gc, typed_data::Obj};
+use std::cell::Cell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Counts one open connection of a pool for as long as it exists.
+pub(crate) struct Slot(Arc<AtomicUsize>);
+
+impl Slot {
+    pub(crate) fn take(open: &Arc<AtomicUsize>) -> Self {
+        open.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(open))
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A socket, its TLS layer, and the bytes of the next reply that came with the last.
+#[derive(TypedData)]
+#[magnus(class = "PatientHttpMonitor::Connection", mark, free_immediately)]
+pub(crate) struct Connection {
+    io: Cell<Option<Opaque<Value>>>,
+    ssl: Cell<Option<Opaque<Value>>>,
+    parser: Cell<Option<Box<redis::Parser>>>,
+    generation: u32,
+    idle_since: Cell<LocalTime>,
+    _slot: Slot,
+}
+
+impl DataTypeFunctions for Connection {
+    fn mark(&self, marker: &gc::Marker) {
+        for value in [self.io.get(), self.ssl.get()].into_iter().flatten() {
+            marker.mark(value);
+        }
+    }
+}
+
+impl Connection {
+    pub(crate) fn new(slot: Slot) -> Self {
+        Self {
+            io: Cell::new(None),
+            ssl: Cell::new(None),
+            parser: Cell::new(None),
+            generation: fork::generation(),
+            idle_since: Cell::new(LocalTime::now()),
+            _slot: slot,
+        }
+    }
+
+    pub(crate) fn set_sockets(&self, io: Value, ssl: Option<Value>) {
+        self.io.set(Some(io.into()));
+        self.ssl.set(ssl.map(Opaque::from));
+    }
+
+    pub(crate) fn io(&self, ruby: &Ruby) -> Option<Value> {
+        self.io.get().map(|io| io.get_inner_with(ruby))
+    }
+
+    pub(crate) fn ssl(&self, ruby: &Ruby) -> Option<Value> {
+        self.ssl.get().map(|ssl| ssl.get_inner_with(ruby))
+    }
+
+    /// Taken out while a request is under way: nothing here is borrowed while Ruby runs.
+    pub(crate) fn take_parser(&self) -> Box<redis::Parser> {
+        self.parser.take().unwrap_or_else(|| Box::new(redis::Parser::new()))
+    }
+
+    pub(crate) fn put_parser(&self, parser: Box<redis::Parser>) {
+        self.parser.set(Some(parser));
+    }
+
+    /// Whether it was opened before a fork: then it is the parent's.
+    pub(crate) fn is_inherited(&self) -> bool {
+        self.generation != fork::generation()
+    }
+
+    pub(crate) fn rest(&self) {
+        self.idle_since.set(LocalTime::now());
+    }
+
+    pub(crate) fn idle_ms(&self) -> i64 {
+        LocalTime::now().ms_since(self.idle_since.get())
+    }
+
+    /// Closes this process's copy of the socket and nothing else: no QUIT and no TLS goodbye, which would end the session of a
+    /// parent that still uses it.
+    ///
+    /// # Errors
+    /// Interrupts alone: nothing can be done about a socket that does not close.
+    pub(crate) fn close(ruby: &Ruby, connection: Obj<Self>) -> Result<(), Error> {
+        connection.ssl.set(None);
+        let Some(io) = connection.io.take() else { return Ok(()) };
+        match io.get_inner_with(ruby).funcall::<_, _, Value>("close", ()) {
+            Err(error) if !error.is_kind_of(ruby.exception_standard_error()) => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Defines the class, which Ruby code never makes or calls.
+pub(crate) fn init(ruby: &Ruby, module: RModule) -> Result<(), Error> {
+    let class = module.define_class("Connection", ruby.class_object())?;
+    class.undef_default_alloc_func();
+    let _: Value = module.funcall("private_constant", ("Connection",))?;
+    Ok(())
+}

@@ -1,0 +1,373 @@
+//! The connections to one Redis: idle ones in a list that is only touched under the GVL, so that nothing is locked.
+
+use crate::connection::{Connection, Slot};
+use crate::connector::{Connector, Fault, Prelude};
+use crate::session::{Failure, Session};
+use crate::{fork, guard};
+use inflight_registry::{self as core, Attempt, LocalTime, Millis, ServerClock, entries};
+use magnus::typed_data::Obj;
+use magnus::value::{InnerValue, Opaque, ReprValue};
+use magnus::{Class, DataTypeFunctions, Error, KwArgs, Module, Object, RClass, RModule, Ruby, TypedData, Value, function, gc};
+use redis::ConnectionLike;
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// How many connections there are at most. Fewer than callers halve the throughput: a cap of 5 did under 25 threads.
+const CEILING: usize = 50;
+/// How long a caller at the ceiling waits before it looks again whether the collector freed a connection, in s.
+const RECHECK: f64 = 0.25;
+/// How often at most a caller at the ceiling starts the garbage collector, in ms.
+const COLLECT_EVERY: i64 = 10_000;
+
+/// The pool that belongs to one of Sidekiq's.
+#[derive(TypedData)]
+#[magnus(class = "PatientHttpMonitor::Pool", mark, free_immediately)]
+pub(crate) struct Pool {
+    connector: Connector,
+    read_timeout: Option<f64>,
+    write_timeout: Option<f64>,
+    /// In ms.
+    idle_timeout: i64,
+    /// In ms.
+    checkout_timeout: i64,
+    /// The most recently used last.
+    idle: RefCell<VecDeque<Opaque<Obj<Connection>>>>,
+    /// How many exist, idle or not. A connection counts until it is freed, since one in a fiber that never unwinds is never
+    /// given back.
+    open: RefCell<Arc<AtomicUsize>>,
+    /// A `Thread::Queue` where callers at the ceiling wait, fibers and threads alike.
+    queue: Opaque<Value>,
+    waiting: Cell<usize>,
+    collected: Cell<Option<LocalTime>>,
+    clock: Cell<ServerClock>,
+    generation: Cell<u32>,
+}
+
+impl DataTypeFunctions for Pool {
+    fn mark(&self, marker: &gc::Marker) {
+        marker.mark(self.connector.0);
+        marker.mark(self.queue);
+        // Never borrowed while Ruby can run, and the collector runs only then.
+        if let Ok(idle) = self.idle.try_borrow() {
+            for &connection in idle.iter() {
+                marker.mark(connection);
+            }
+        }
+    }
+}
+
+impl Pool {
+    fn new(ruby: &Ruby, connector: Value) -> Result<Obj<Self>, Error> {
+        guard::method(ruby, || {
+            let connector = Connector(connector.into());
+            let (read_timeout, write_timeout, idle_timeout, checkout_timeout) = connector.limits(ruby)?;
+            let queue: Value =
+                ruby.class_object().const_get::<_, RClass>("Thread")?.const_get::<_, RClass>("Queue")?.new_instance(())?;
+            Ok(ruby.obj_wrap(Self {
+                connector,
+                read_timeout,
+                write_timeout,
+                idle_timeout: core::units::seconds_to_ms(idle_timeout),
+                checkout_timeout: core::units::seconds_to_ms(checkout_timeout),
+                idle: RefCell::default(),
+                open: RefCell::default(),
+                queue: queue.into(),
+                waiting: Cell::new(0),
+                collected: Cell::new(None),
+                clock: Cell::new(ServerClock::default()),
+                generation: Cell::new(fork::generation()),
+            }))
+        })
+    }
+
+    /// The server's time now, in ms since the epoch. Known once a connection was made.
+    pub(crate) fn now(&self) -> Millis {
+        self.clock.get().at(LocalTime::now()).unwrap_or(Millis(0))
+    }
+
+    /// Takes in a reading of the server's clock.
+    pub(crate) fn sample(&self, reading: core::processes::TimeReading) {
+        let mut clock = self.clock.get();
+        clock.sample(reading.sent, reading.received, reading.server_us);
+        self.clock.set(clock);
+    }
+
+    /// Runs an operation on a connection of the pool, and once more where Sidekiq would: after READONLY, NOREPLICAS or
+    /// UNBLOCKED, and after a connection that turned out to be dead, as often as `reconnect_attempts` says. Each operation is
+    /// built so that a repeat is harmless.
+    ///
+    /// # Errors
+    /// Those of redis-client, as existing code rescues them, and interrupts.
+    pub(crate) fn run<T>(
+        ruby: &Ruby,
+        pool: Obj<Self>,
+        mut operation: impl FnMut(&mut Session<'_>, Attempt) -> core::Result<T>,
+    ) -> Result<T, Error> {
+        let (mut attempt, mut tries, mut moved) = (Attempt::First, 0, false);
+        loop {
+            let connected = pool.check_out(ruby).and_then(|connection| pool.begin(ruby, connection));
+            let mut session = match connected {
+                Ok(session) => session,
+                Err(error) => {
+                    if pool.connector.retry(ruby, tries, &error)? {
+                        tries += 1;
+                        continue;
+                    }
+                    return Err(error);
+                }
+            };
+            let error = match operation(&mut session, attempt) {
+                Ok(value) => {
+                    pool.give_back(ruby, session.end())?;
+                    return Ok(value);
+                }
+                Err(error) => error,
+            };
+            attempt = Attempt::Repeat;
+            if let core::Error::Server { message, .. } = &error {
+                if !ends_connection(&error) {
+                    pool.give_back(ruby, session.end())?;
+                    return Err(pool.connector.core_error(ruby, &error));
+                }
+                if let Some(Failure::Interrupt(interrupt)) = session.abandon() {
+                    return Err(interrupt);
+                }
+                pool.wake_one(ruby)?;
+                pool.connector.forget_master(ruby)?;
+                // Sidekiq's own rule: one repeat on a fresh connection.
+                if !moved && ["READONLY", "NOREPLICAS", "UNBLOCKED"].iter().any(|code| message.contains(code)) {
+                    moved = true;
+                    continue;
+                }
+                return Err(pool.connector.core_error(ruby, &error));
+            }
+            let failure = session.abandon();
+            pool.wake_one(ruby)?;
+            match failure {
+                Some(Failure::Interrupt(interrupt)) => return Err(interrupt),
+                Some(Failure::Fault(fault, detail)) => {
+                    let exception = pool.connector.fault(ruby, fault, &detail);
+                    if fault == Fault::Closed && pool.connector.retry(ruby, tries, &exception)? {
+                        tries += 1;
+                        continue;
+                    }
+                    return Err(exception);
+                }
+                None => return Err(pool.connector.core_error(ruby, &error)),
+            }
+        }
+    }
+
+    fn begin<'ruby>(&self, ruby: &'ruby Ruby, connection: Obj<Connection>) -> Result<Session<'ruby>, Error> {
+        Session::begin(ruby, connection, self.read_timeout, self.write_timeout)
+            .map_err(|error| self.connector.fault(ruby, Fault::Closed, &error.to_string()))
+    }
+
+    fn check_out(&self, ruby: &Ruby) -> Result<Obj<Connection>, Error> {
+        self.forget_inherited(ruby)?;
+        let started = LocalTime::now();
+        loop {
+            if let Some(connection) = self.take_idle(ruby) {
+                if connection.idle_ms() <= self.idle_timeout || self.is_alive(ruby, connection)? {
+                    return Ok(connection);
+                }
+                continue;
+            }
+            if self.count() < CEILING {
+                return match self.connect(ruby) {
+                    Ok(connection) => Ok(connection),
+                    Err(error) => {
+                        // The place is free again for someone who waits.
+                        self.wake_one(ruby)?;
+                        Err(error)
+                    }
+                };
+            }
+            self.wait_for_one(ruby, started)?;
+        }
+    }
+
+    fn take_idle(&self, ruby: &Ruby) -> Option<Obj<Connection>> {
+        self.idle.borrow_mut().pop_back().map(|connection| connection.get_inner_with(ruby))
+    }
+
+    fn count(&self) -> usize {
+        self.open.borrow().load(Ordering::Relaxed)
+    }
+
+    /// Waits fairly until a connection is given back, at most as long as Sidekiq's own pool would.
+    fn wait_for_one(&self, ruby: &Ruby, started: LocalTime) -> Result<(), Error> {
+        let waited = LocalTime::now().ms_since(started);
+        if waited >= self.checkout_timeout {
+            return Err(self.connector.checkout_timeout(ruby, CEILING));
+        }
+        #[expect(clippy::cast_precision_loss, reason = "a few seconds, in ms")]
+        let left = (self.checkout_timeout - waited) as f64 / 1_000.0;
+        let options = ruby.hash_new();
+        options.aset(ruby.to_symbol("timeout"), left.min(RECHECK))?;
+        self.waiting.set(self.waiting.get() + 1);
+        let woken: Result<Value, Error> = self.queue.get_inner_with(ruby).funcall("pop", (KwArgs(options),));
+        self.waiting.set(self.waiting.get().saturating_sub(1));
+        if woken?.is_nil() {
+            self.collect_garbage(ruby);
+        }
+        Ok(())
+    }
+
+    /// Connections of fibers whose thread was killed are freed by the garbage collector alone, which may have no other reason to
+    /// run.
+    fn collect_garbage(&self, ruby: &Ruby) {
+        let now = LocalTime::now();
+        if self.collected.get().is_none_or(|last| now.ms_since(last) >= COLLECT_EVERY) {
+            self.collected.set(Some(now));
+            ruby.gc_start();
+        }
+    }
+
+    fn wake_one(&self, ruby: &Ruby) -> Result<(), Error> {
+        if self.waiting.get() > 0 {
+            self.queue.get_inner_with(ruby).funcall::<_, _, Value>("push", (true,))?;
+        }
+        Ok(())
+    }
+
+    fn give_back(&self, ruby: &Ruby, connection: Obj<Connection>) -> Result<(), Error> {
+        if connection.is_inherited() {
+            return Connection::close(ruby, connection);
+        }
+        connection.rest();
+        self.idle.borrow_mut().push_back(connection.into());
+        self.close_surplus(ruby)?;
+        self.wake_one(ruby)
+    }
+
+    /// Closes what has been idle for too long; the last one stays.
+    fn close_surplus(&self, ruby: &Ruby) -> Result<(), Error> {
+        loop {
+            let surplus = {
+                let mut idle = self.idle.borrow_mut();
+                let oldest = idle.front().map(|oldest| oldest.get_inner_with(ruby));
+                match oldest {
+                    Some(oldest) if idle.len() > 1 && oldest.idle_ms() > self.idle_timeout => idle.pop_front(),
+                    _ => None,
+                }
+            };
+            match surplus {
+                Some(surplus) => Connection::close(ruby, surplus.get_inner_with(ruby))?,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// After a fork nothing that the parent opened is used, and nothing of it is told goodbye.
+    fn forget_inherited(&self, ruby: &Ruby) -> Result<(), Error> {
+        let generation = fork::generation();
+        if self.generation.replace(generation) == generation {
+            return Ok(());
+        }
+        // A new count: the inherited connections go on counting in the old one.
+        *self.open.borrow_mut() = Arc::default();
+        self.waiting.set(0);
+        // One at a time: whatever is not in the list or on this stack is the garbage collector's.
+        while let Some(connection) = self.take_inherited(ruby) {
+            Connection::close(ruby, connection)?;
+        }
+        Ok(())
+    }
+
+    fn take_inherited(&self, ruby: &Ruby) -> Option<Obj<Connection>> {
+        let mut idle = self.idle.borrow_mut();
+        let place = idle.iter().position(|connection| connection.get_inner_with(ruby).is_inherited())?;
+        idle.remove(place).map(|connection| connection.get_inner_with(ruby))
+    }
+
+    /// Asks a connection that has been idle for long whether the server is still there.
+    fn is_alive(&self, ruby: &Ruby, connection: Obj<Connection>) -> Result<bool, Error> {
+        let Ok(mut session) = self.begin(ruby, connection) else { return Ok(false) };
+        if session.check_connection() {
+            session.end();
+            return Ok(true);
+        }
+        match session.abandon() {
+            Some(Failure::Interrupt(interrupt)) => Err(interrupt),
+            _ => Ok(false),
+        }
+    }
+
+    /// Opens a connection: socket, TLS, prelude, role, and a first look at the server's clock.
+    fn connect(&self, ruby: &Ruby) -> Result<Obj<Connection>, Error> {
+        // The object comes first: it holds the place even if this fiber never comes back.
+        let connection = ruby.obj_wrap(Connection::new(Slot::take(&self.open.borrow())));
+        let opened = self.connector.open(ruby)?;
+        connection.set_sockets(opened.io, opened.ssl);
+        let mut session = self.begin(ruby, connection)?;
+        let outcome = self.introduce(ruby, &mut session);
+        match outcome {
+            Ok(()) => Ok(session.end()),
+            Err(error) => Err(match session.abandon() {
+                Some(Failure::Interrupt(interrupt)) => interrupt,
+                Some(Failure::Fault(fault, detail)) => self.connector.fault(ruby, fault, &detail),
+                None => error,
+            }),
+        }
+    }
+
+    fn introduce(&self, ruby: &Ruby, session: &mut Session<'_>) -> Result<(), Error> {
+        let failed = |error: &core::Error| self.connector.core_error(ruby, error);
+        let Prelude { commands, optional } = self.connector.prelude(ruby)?;
+        let packed: Vec<u8> = commands.iter().flat_map(|command| redis::pack_command(command)).collect();
+        let replies =
+            session.req_packed_commands(&packed, 0, commands.len()).map_err(|error| failed(&core::Error::Connection(error)))?;
+        let required = replies.len().saturating_sub(optional);
+        for (reply, command) in replies.into_iter().zip(&commands).take(required) {
+            if let redis::Value::ServerError(error) = reply {
+                let message = format!("{} {}", error.code(), error.details().unwrap_or_default());
+                // Its name alone: the arguments hold the password.
+                let name = command.first().map_or_else(String::new, |name| String::from_utf8_lossy(name).into_owned());
+                return Err(self.connector.server_error(ruby, &message, &name));
+            }
+        }
+        if self.connector.is_sentinel(ruby)? {
+            let role = session.req_command(&redis::cmd("ROLE")).map_err(|error| failed(&core::Error::Connection(error)))?;
+            self.connector.check_role(ruby, &first_text(role))?;
+        }
+        let sent = LocalTime::now();
+        let server_us = entries::server_time(session).map_err(|error| failed(&error))?;
+        self.sample(core::processes::TimeReading { sent, received: LocalTime::now(), server_us });
+        Ok(())
+    }
+
+    /// For operators and tests: how many connections exist, and how many of them are idle.
+    fn counts(&self) -> (usize, usize) {
+        (self.count(), self.idle.borrow().len())
+    }
+}
+
+/// Whether the connection is of no more use after this reply: the server it leads to is not the one to talk to, or not yet.
+fn ends_connection(error: &core::Error) -> bool {
+    const CODES: [&str; 5] = ["READONLY", "NOREPLICAS", "UNBLOCKED", "MASTERDOWN", "LOADING"];
+    match error {
+        core::Error::Server { message, .. } => CODES.iter().any(|code| message.contains(code)),
+        _ => true,
+    }
+}
+
+fn first_text(role: redis::Value) -> Vec<u8> {
+    match role {
+        redis::Value::Array(parts) => parts.into_iter().next().map(first_text).unwrap_or_default(),
+        redis::Value::BulkString(text) => text,
+        redis::Value::SimpleString(text) => text.into_bytes(),
+        _ => Vec::new(),
+    }
+}
+
+/// Defines the class.
+pub(crate) fn init(ruby: &Ruby, module: RModule) -> Result<(), Error> {
+    let class = module.define_class("Pool", ruby.class_object())?;
+    class.undef_default_alloc_func();
+    class.define_singleton_method("new", function!(Pool::new, 1))?;
+    class.define_method("counts", magnus::method!(|pool: &Pool| pool.counts(), 0))?;
+    Ok(())
+}

@@ -1,0 +1,480 @@
+//! `PatientHttp::Sidekiq::TaskMonitor`: the methods that every request pays for, and those of the class. The class is defined
+//! without a name here; Ruby puts it under its name, which another gem may have taken before.
+
+use crate::convert::{self, id_bytes, seconds};
+use crate::pool::Pool;
+use crate::testing::time_shift;
+use crate::{fork, guard};
+use inflight_registry::processes::{self, Load, Ping, PingReport};
+use inflight_registry::units::seconds_to_ms;
+use inflight_registry::{Attempt, LocalTime, ProcessId, RegistryId, Ttl, entries, gc as registry_gc};
+use magnus::rb_sys::AsRawValue;
+use magnus::typed_data::{DataType, DataTypeBuilder, Obj};
+use magnus::value::{InnerValue, Lazy, LazyId, Opaque, ReprValue};
+use magnus::{
+    Class, DataTypeFunctions, Error, Module, Object, RArray, RClass, RHash, RModule, RString, Ruby, TryConvert, TypedData,
+    Value, function, gc, method,
+};
+use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+static CLASS: Lazy<RClass> = Lazy::new(|ruby| {
+    // A new class under Object cannot fail but for want of memory.
+    RClass::new(ruby.class_object()).unwrap_or_else(|_| ruby.class_object())
+});
+static SIDEKIQ: Lazy<RModule> =
+    Lazy::new(|ruby| ruby.class_object().const_get("Sidekiq").unwrap_or_else(|_| ruby.module_kernel()));
+static JSON: Lazy<RModule> = Lazy::new(|ruby| ruby.class_object().const_get("JSON").unwrap_or_else(|_| ruby.module_kernel()));
+static POOLS: Lazy<RModule> = Lazy::new(|ruby| {
+    ruby.class_object()
+        .const_get::<_, RModule>("PatientHttpMonitor")
+        .and_then(|module| module.const_get("Pools"))
+        .unwrap_or_else(|_| ruby.module_kernel())
+});
+
+static FOR: LazyId = LazyId::new("for");
+static GENERATE: LazyId = LazyId::new("generate");
+static HEARTBEAT_INTERVAL: LazyId = LazyId::new("heartbeat_interval");
+static ID: LazyId = LazyId::new("id");
+static MAX_CONNECTIONS: LazyId = LazyId::new("max_connections");
+static ORPHAN_THRESHOLD: LazyId = LazyId::new("orphan_threshold");
+static REDIS_POOL: LazyId = LazyId::new("redis_pool");
+static SIDEKIQ_JOB: LazyId = LazyId::new("sidekiq_job");
+static TASK_HANDLER: LazyId = LazyId::new("task_handler");
+
+/// Counts how often the registry was cleared: what an instance remembers of its pings is void then.
+static CLEARED: AtomicUsize = AtomicUsize::new(0);
+
+/// Whether orphans may be taken. After an outage of Redis that outlasted the capacity keys every process looks dead; whoever
+/// finds its own key gone gives its peers one TTL to show that they live.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Hold {
+    /// They may.
+    #[default]
+    Off,
+    /// Not before this process has pinged again, and one capacity TTL more.
+    UntilPinged,
+    /// Not before this moment.
+    Until(LocalTime),
+}
+
+/// A pool of Sidekiq's, and ours that belongs to it.
+#[derive(Clone, Copy)]
+struct Pools {
+    theirs: Opaque<Value>,
+    ours: Opaque<Obj<Pool>>,
+}
+
+/// The state of one monitor. Everything but `config` is this process's own and begins anew in a forked child.
+#[derive(Default)]
+pub(crate) struct TaskMonitor {
+    config: Cell<Option<Opaque<Value>>>,
+    process: RefCell<Option<Arc<ProcessId>>>,
+    generation: Cell<u32>,
+    cleared: Cell<usize>,
+    last_ping: Cell<Option<LocalTime>>,
+    hold: Cell<Hold>,
+    /// Until when this monitor holds the GC lock, as far as it knows.
+    lock_until: Cell<Option<LocalTime>>,
+    /// Those in use last.
+    pools: Cell<Option<Pools>>,
+}
+
+impl DataTypeFunctions for TaskMonitor {
+    fn mark(&self, marker: &gc::Marker) {
+        if let Some(config) = self.config.get() {
+            marker.mark(config);
+        }
+        if let Some(Pools { theirs, ours }) = self.pools.get() {
+            marker.mark(theirs);
+            marker.mark(ours);
+        }
+    }
+}
+
+// SAFETY: `class` always answers the same class, and `data_type` the one and only type of its instances.
+unsafe impl TypedData for TaskMonitor {
+    fn class(ruby: &Ruby) -> RClass {
+        ruby.get_inner(&CLASS)
+    }
+
+    fn data_type() -> &'static DataType {
+        static TYPE: DataType =
+            DataTypeBuilder::<TaskMonitor>::new(c"PatientHttp::Sidekiq::TaskMonitor").mark().free_immediately().build();
+        &TYPE
+    }
+}
+
+impl TaskMonitor {
+    fn initialize(ruby: &Ruby, this: Obj<Self>, config: Value) -> Result<(), Error> {
+        guard::method(ruby, || {
+            this.config.set(Some(config.into()));
+            this.begin_anew();
+            Ok(())
+        })
+    }
+
+    fn begin_anew(&self) {
+        self.generation.set(fork::generation());
+        *self.process.borrow_mut() = Some(Arc::new(ProcessId::generate()));
+        self.forget_pings();
+        self.lock_until.set(None);
+    }
+
+    fn forget_pings(&self) {
+        self.cleared.set(CLEARED.load(Ordering::Relaxed));
+        self.last_ping.set(None);
+        self.hold.set(Hold::Off);
+    }
+
+    /// Who this is: another one in a forked child.
+    pub(crate) fn process(&self, ruby: &Ruby) -> Result<Arc<ProcessId>, Error> {
+        if self.config.get().is_some() && self.generation.get() != fork::generation() {
+            self.begin_anew();
+        }
+        if self.cleared.get() != CLEARED.load(Ordering::Relaxed) {
+            self.forget_pings();
+        }
+        let process = self.process.borrow().clone();
+        process.ok_or_else(|| not_initialized(ruby))
+    }
+
+    fn config(ruby: &Ruby, this: Obj<Self>) -> Result<Value, Error> {
+        this.config.get().map(|config| config.get_inner_with(ruby)).ok_or_else(|| not_initialized(ruby))
+    }
+
+    /// The pool that belongs to the Redis which Sidekiq would use in this thread at this moment.
+    pub(crate) fn pool(&self, ruby: &Ruby) -> Result<Obj<Pool>, Error> {
+        let theirs: Value = ruby.get_inner(&SIDEKIQ).funcall(*REDIS_POOL, ())?;
+        if let Some(Pools { theirs: known, ours }) = self.pools.get()
+            && known.get_inner_with(ruby).as_raw() == theirs.as_raw()
+        {
+            return Ok(ours.get_inner_with(ruby));
+        }
+        let ours: Obj<Pool> = ruby.get_inner(&POOLS).funcall(*FOR, (theirs,))?;
+        self.pools.set(Some(Pools { theirs: theirs.into(), ours: ours.into() }));
+        Ok(ours)
+    }
+
+    pub(crate) fn heartbeat_interval(ruby: &Ruby, this: Obj<Self>) -> Result<f64, Error> {
+        seconds(ruby, "heartbeat_interval", Self::config(ruby, this)?.funcall(*HEARTBEAT_INTERVAL, ())?)
+    }
+
+    pub(crate) fn registry_ttl(ruby: &Ruby, this: Obj<Self>) -> Result<Ttl, Error> {
+        let threshold = seconds(ruby, "orphan_threshold", Self::config(ruby, this)?.funcall(*ORPHAN_THRESHOLD, ())?)?;
+        Ok(Ttl::of_registry(threshold))
+    }
+
+    fn capacity(ruby: &Ruby, this: Obj<Self>) -> Result<i64, Error> {
+        let value: Value = Self::config(ruby, this)?.funcall(*MAX_CONNECTIONS, ())?;
+        i64::try_convert(value).map_err(|_| {
+            let message = format!("max_connections must be a whole number, got {}", value.inspect());
+            Error::new(ruby.exception_arg_error(), message)
+        })
+    }
+
+    fn registry_id(&self, ruby: &Ruby, task: Value) -> Result<RegistryId, Error> {
+        let id = id_bytes(task.funcall(*ID, ())?)?;
+        Ok(self.process(ruby)?.registry_id(&id))
+    }
+
+    fn full_task_id(ruby: &Ruby, this: Obj<Self>, id: Value) -> Result<RString, Error> {
+        guard::method(ruby, || Ok(convert::string(ruby, this.process(ruby)?.registry_id(&id_bytes(id)?).as_bytes())))
+    }
+
+    fn register(ruby: &Ruby, this: Obj<Self>, task: Value) -> Result<(), Error> {
+        guard::method(ruby, || {
+            let id = this.registry_id(ruby, task)?;
+            let handler: Value = task.funcall(*TASK_HANDLER, ())?;
+            let job: Value = handler.funcall(*SIDEKIQ_JOB, ())?;
+            let payload = convert::bytes(ruby.get_inner(&JSON).funcall(*GENERATE, (job,))?);
+            let ttl = Self::registry_ttl(ruby, this)?;
+            let process = this.process(ruby)?;
+            let ping = this.due_ping(ruby, this, &process)?;
+            let (pool, shift) = (this.pool(ruby)?, time_shift(ruby)?);
+            let report = Pool::run(ruby, pool, |session, _| {
+                let now = pool.now().ahead(shift);
+                entries::register(session, &id, &payload, now, ttl, ping.as_ref())
+            })?;
+            if let (Some(report), Some(ping)) = (report, ping) {
+                this.pinged(report, ping.ttl);
+            }
+            Ok(())
+        })
+    }
+
+    /// A process that works must not look dead because the thread that pings has died: in one that has pinged, registering
+    /// pings too when the last ping is older than heartbeat_interval.
+    fn due_ping<'a>(&self, ruby: &Ruby, this: Obj<Self>, process: &'a ProcessId) -> Result<Option<Ping<'a>>, Error> {
+        let Some(last) = self.last_ping.get() else { return Ok(None) };
+        let interval = Self::heartbeat_interval(ruby, this)?;
+        if LocalTime::now().ms_since(last) <= seconds_to_ms(interval) {
+            return Ok(None);
+        }
+        Ok(Some(Ping { process, capacity: Self::capacity(ruby, this)?, ttl: Ttl::of_capacity(interval) }))
+    }
+
+    fn pinged(&self, report: PingReport, ttl: Ttl) {
+        let now = LocalTime::now();
+        let was_silent = self.last_ping.get().is_some() && !report.was_alive;
+        if was_silent || self.hold.get() == Hold::UntilPinged {
+            self.hold.set(Hold::Until(now.ahead(ttl_ms(ttl))));
+        }
+        self.last_ping.set(Some(now));
+    }
+
+    fn unregister(ruby: &Ruby, this: Obj<Self>, task: Value) -> Result<(), Error> {
+        guard::method(ruby, || {
+            let id = this.registry_id(ruby, task)?;
+            Pool::run(ruby, this.pool(ruby)?, |session, _| entries::unregister(session, &id))
+        })
+    }
+
+    fn update_heartbeats(ruby: &Ruby, this: Obj<Self>, ids: Value) -> Result<(), Error> {
+        guard::method(ruby, || {
+            let array = array_of_ids(ruby, ids)?;
+            let process = this.process(ruby)?;
+            let ids = convert::each(array, |id| Ok(process.registry_id(&id_bytes(id)?)))?;
+            if ids.is_empty() {
+                return Ok(());
+            }
+            let (ttl, pool, shift) = (Self::registry_ttl(ruby, this)?, this.pool(ruby)?, time_shift(ruby)?);
+            Pool::run(ruby, pool, |session, _| entries::heartbeat(session, &ids, pool.now().ahead(shift), ttl))
+        })
+    }
+
+    fn is_registered(ruby: &Ruby, this: Obj<Self>, task: Value) -> Result<bool, Error> {
+        Self::heartbeat_timestamp_for(ruby, this, task).map(|timestamp| timestamp.is_some())
+    }
+
+    fn heartbeat_timestamp_for(ruby: &Ruby, this: Obj<Self>, task: Value) -> Result<Option<i64>, Error> {
+        guard::method(ruby, || {
+            let id = this.registry_id(ruby, task)?;
+            let score = Pool::run(ruby, this.pool(ruby)?, |session, _| entries::heartbeat_of(session, &id))?;
+            Ok(score.map(|millis| millis.0))
+        })
+    }
+
+    fn registered_task_ids(ruby: &Ruby, this: Obj<Self>) -> Result<RArray, Error> {
+        guard::method(ruby, || {
+            let process = this.process(ruby)?;
+            let ids = Pool::run(ruby, this.pool(ruby)?, |session, _| entries::of_process(session, &process))?;
+            Ok(ruby.ary_from_iter(ids.iter().map(|id| convert::string(ruby, id.as_bytes()))))
+        })
+    }
+
+    /// Pings; a sweep does so too, while it runs.
+    pub(crate) fn ping_process(ruby: &Ruby, this: Obj<Self>) -> Result<(), Error> {
+        guard::method(ruby, || {
+            let process = this.process(ruby)?;
+            let (capacity, ttl) = (Self::capacity(ruby, this)?, Ttl::of_capacity(Self::heartbeat_interval(ruby, this)?));
+            let pool = this.pool(ruby)?;
+            let ping = Ping { process: &process, capacity, ttl };
+            let (report, reading) = Pool::run(ruby, pool, |session, _| processes::ping(session, &ping))?;
+            pool.sample(reading);
+            this.pinged(report, ttl);
+            Ok(())
+        })
+    }
+
+    pub(crate) fn has_pinged(&self) -> bool {
+        self.last_ping.get().is_some()
+    }
+
+    fn remove_process(ruby: &Ruby, this: Obj<Self>) -> Result<(), Error> {
+        guard::method(ruby, || {
+            let process = this.process(ruby)?;
+            Pool::run(ruby, this.pool(ruby)?, |session, _| processes::remove(session, &process))?;
+            this.forget_pings();
+            Ok(())
+        })
+    }
+
+    fn acquire_gc_lock(ruby: &Ruby, this: Obj<Self>) -> Result<bool, Error> {
+        guard::method(ruby, || {
+            let process = this.process(ruby)?;
+            let ttl = Ttl::of_gc_lock(Self::heartbeat_interval(ruby, this)?);
+            let held = this.holds_lock();
+            let acquired = Pool::run(ruby, this.pool(ruby)?, |session, attempt| {
+                registry_gc::acquire_lock(session, &process, ttl, attempt, held)
+            })?;
+            if acquired {
+                this.lock_until.set(Some(LocalTime::now().ahead(ttl_ms(ttl))));
+            }
+            Ok(acquired)
+        })
+    }
+
+    pub(crate) fn holds_lock(&self) -> bool {
+        self.lock_until.get().is_some_and(|until| LocalTime::now() < until)
+    }
+
+    /// Renews the GC lock, if this monitor holds it.
+    pub(crate) fn renew_gc_lock(ruby: &Ruby, this: Obj<Self>) -> Result<(), Error> {
+        if !this.holds_lock() {
+            return Ok(());
+        }
+        let process = this.process(ruby)?;
+        let ttl = Ttl::of_gc_lock(Self::heartbeat_interval(ruby, this)?);
+        let ours = Pool::run(ruby, this.pool(ruby)?, |session, _| registry_gc::renew_lock(session, &process, ttl))?;
+        this.lock_until.set(ours.then(|| LocalTime::now().ahead(ttl_ms(ttl))));
+        Ok(())
+    }
+
+    fn release_gc_lock(ruby: &Ruby, this: Obj<Self>) -> Result<bool, Error> {
+        guard::method(ruby, || {
+            let process = this.process(ruby)?;
+            let released = Pool::run(ruby, this.pool(ruby)?, |session, attempt: Attempt| {
+                registry_gc::release_lock(session, &process, attempt)
+            })?;
+            this.lock_until.set(None);
+            Ok(released)
+        })
+    }
+
+    fn is_gc_needed(ruby: &Ruby, this: Obj<Self>) -> Result<bool, Error> {
+        guard::method(ruby, || {
+            let interval_ms = seconds_to_ms(Self::heartbeat_interval(ruby, this)?);
+            let (pool, shift) = (this.pool(ruby)?, time_shift(ruby)?);
+            Pool::run(ruby, pool, |session, _| registry_gc::is_due(session, interval_ms, shift))
+        })
+    }
+
+    fn record_gc_run(ruby: &Ruby, this: Obj<Self>) -> Result<(), Error> {
+        guard::method(ruby, || {
+            let ttl = Ttl::of_last_run(Self::heartbeat_interval(ruby, this)?);
+            let (pool, shift) = (this.pool(ruby)?, time_shift(ruby)?);
+            Pool::run(ruby, pool, |session, _| registry_gc::record_run(session, pool.now().ahead(shift), ttl))
+        })
+    }
+
+    /// Whether orphans may be taken now, as far as this monitor knows.
+    pub(crate) fn may_sweep(&self) -> bool {
+        match self.hold.get() {
+            Hold::Off => true,
+            Hold::UntilPinged => false,
+            Hold::Until(moment) => {
+                let over = LocalTime::now() >= moment;
+                if over {
+                    self.hold.set(Hold::Off);
+                }
+                over
+            }
+        }
+    }
+
+    /// This monitor's own proof of life is gone although it pinged.
+    pub(crate) fn found_itself_dead(&self) {
+        self.hold.set(Hold::UntilPinged);
+    }
+}
+
+/// The methods of the class.
+mod of_class {
+    use super::*;
+
+    fn current_pool(ruby: &Ruby) -> Result<Obj<Pool>, Error> {
+        let theirs: Value = ruby.get_inner(&SIDEKIQ).funcall(*REDIS_POOL, ())?;
+        ruby.get_inner(&POOLS).funcall(*FOR, (theirs,))
+    }
+
+    pub(super) fn inflight_count(ruby: &Ruby, _: Value) -> Result<u64, Error> {
+        guard::method(ruby, || Pool::run(ruby, current_pool(ruby)?, |session, _| entries::count(session)))
+    }
+
+    pub(super) fn inflight_counts_by_process(ruby: &Ruby, _: Value) -> Result<RHash, Error> {
+        guard::method(ruby, || {
+            let loads = Pool::run(ruby, current_pool(ruby)?, |session, _| processes::loads(session))?;
+            let counts = ruby.hash_new();
+            for (process, Load { inflight, max_capacity }) in loads {
+                let count = ruby.hash_new();
+                count.aset(ruby.to_symbol("inflight"), inflight)?;
+                count.aset(ruby.to_symbol("max_capacity"), max_capacity)?;
+                counts.aset(convert::string(ruby, &process), count)?;
+            }
+            Ok(counts)
+        })
+    }
+
+    pub(super) fn total_max_connections(ruby: &Ruby, _: Value) -> Result<i64, Error> {
+        guard::method(ruby, || Pool::run(ruby, current_pool(ruby)?, |session, _| processes::total_capacity(session)))
+    }
+
+    pub(super) fn registered_process_ids(ruby: &Ruby, _: Value) -> Result<RArray, Error> {
+        guard::method(ruby, || {
+            let processes = Pool::run(ruby, current_pool(ruby)?, |session, _| processes::registered(session))?;
+            Ok(ruby.ary_from_iter(processes.iter().map(|process| convert::string(ruby, process))))
+        })
+    }
+
+    pub(super) fn clear_registry(ruby: &Ruby, _: Value) -> Result<(), Error> {
+        guard::method(ruby, || {
+            Pool::run(ruby, current_pool(ruby)?, |session, _| entries::clear(session))?;
+            CLEARED.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        })
+    }
+}
+
+fn ttl_ms(ttl: Ttl) -> i64 {
+    i64::try_from(ttl.as_duration().as_millis()).unwrap_or(i64::MAX)
+}
+
+fn not_initialized(ruby: &Ruby) -> Error {
+    let message = "this TaskMonitor was never initialized: a subclass must call super(config) in its initialize";
+    Error::new(ruby.exception_runtime_error(), message)
+}
+
+fn array_of_ids(ruby: &Ruby, ids: Value) -> Result<RArray, Error> {
+    if let Some(array) = RArray::from_value(ids) {
+        return Ok(array);
+    }
+    let enumerable: RModule = ruby.class_object().const_get("Enumerable")?;
+    if ids.is_kind_of(enumerable) {
+        return ids.funcall("to_a", ());
+    }
+    let got = if ids.is_nil() { "nil".to_owned() } else { format!("an instance of {}", ids.class()) };
+    Err(Error::new(ruby.exception_type_error(), format!("update_heartbeats takes an Array of task ids, got {got}")))
+}
+
+/// Defines the class, still without a name, and the way to it.
+pub(crate) fn init(ruby: &Ruby, module: RModule) -> Result<(), Error> {
+    let class = ruby.get_inner(&CLASS);
+    class.define_alloc_func::<TaskMonitor>();
+    class.define_singleton_method("inflight_count", method!(of_class::inflight_count, 0))?;
+    class.define_singleton_method("inflight_counts_by_process", method!(of_class::inflight_counts_by_process, 0))?;
+    class.define_singleton_method("total_max_connections", method!(of_class::total_max_connections, 0))?;
+    class.define_singleton_method("registered_process_ids", method!(of_class::registered_process_ids, 0))?;
+    class.define_method("initialize", method!(TaskMonitor::initialize, 1))?;
+    class.define_method("config", method!(TaskMonitor::config, 0))?;
+    class.define_method("full_task_id", method!(TaskMonitor::full_task_id, 1))?;
+    class.define_method("register", method!(TaskMonitor::register, 1))?;
+    class.define_method("unregister", method!(TaskMonitor::unregister, 1))?;
+    class.define_method("update_heartbeats", method!(TaskMonitor::update_heartbeats, 1))?;
+    class.define_method("registered?", method!(TaskMonitor::is_registered, 1))?;
+    class.define_method("heartbeat_timestamp_for", method!(TaskMonitor::heartbeat_timestamp_for, 1))?;
+    class.define_method("registered_task_ids", method!(TaskMonitor::registered_task_ids, 0))?;
+    class.define_method("ping_process", method!(TaskMonitor::ping_process, 0))?;
+    class.define_method("remove_process", method!(TaskMonitor::remove_process, 0))?;
+    class.define_method("acquire_gc_lock", method!(TaskMonitor::acquire_gc_lock, 0))?;
+    class.define_method("release_gc_lock", method!(TaskMonitor::release_gc_lock, 0))?;
+    class.define_method("gc_needed?", method!(TaskMonitor::is_gc_needed, 0))?;
+    class.define_method("record_gc_run", method!(TaskMonitor::record_gc_run, 0))?;
+
+    module.define_singleton_method("task_monitor_class", function!(|ruby: &Ruby| ruby.get_inner(&CLASS), 0))?;
+    module.define_singleton_method("clear_registry", method!(of_class::clear_registry, 0))?;
+    module.const_set("REMOVE_IF_ORPHANED_SCRIPT", ruby.str_new(inflight_registry::REMOVE_IF_ORPHANED))?;
+    for (name, key) in [
+        ("INFLIGHT_INDEX_KEY", inflight_registry::keys::INDEX),
+        ("INFLIGHT_JOBS_KEY", inflight_registry::keys::JOBS),
+        ("PROCESS_SET_KEY", inflight_registry::keys::PROCESS_SET),
+        ("GC_LOCK_KEY", inflight_registry::keys::GC_LOCK),
+        ("GC_LAST_RUN_KEY", inflight_registry::keys::GC_LAST_RUN),
+    ] {
+        let key = ruby.str_new(key);
+        key.freeze();
+        class.const_set(name, key)?;
+    }
+    Ok(())
+}

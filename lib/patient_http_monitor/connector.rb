@@ -1,0 +1,183 @@
+# frozen_string_literal: true
+
+require "openssl"
+require "socket"
+
+module PatientHttpMonitor
+  # Connects to the Redis of one of Sidekiq's pools: the same host, user, database and TLS context that redis-client would use,
+  # taken from the settings that it has resolved. Talking over the socket is Rust's.
+  #
+  # @api private
+  class Connector
+    # What redis-client takes, where it has no such setting, in s.
+    IDLE_TIMEOUT = 30.0
+    # What Sidekiq takes, in s.
+    POOL_TIMEOUT = 1.0
+    # The first probe of a silent connection, and the ones after it, in s.
+    KEEP_ALIVE_INTERVAL = 15
+    KEEP_ALIVE_PROBES = 7
+    # Each as level, option and value: those that this platform knows.
+    KEEP_ALIVE = [
+      [:SOL_SOCKET, :SO_KEEPALIVE, 1],
+      [:IPPROTO_TCP, :TCP_KEEPIDLE, KEEP_ALIVE_INTERVAL],
+      [:IPPROTO_TCP, :TCP_KEEPINTVL, KEEP_ALIVE_INTERVAL],
+      [:IPPROTO_TCP, :TCP_KEEPCNT, KEEP_ALIVE_PROBES]
+    ].select { |names| names.first(2).all? { |name| Socket.const_defined?(name) } }
+      .map { |level, option, value| [Socket.const_get(level), Socket.const_get(option), value].freeze }.freeze
+    # What opening a socket and shaking hands may raise.
+    CONNECT_ERRORS = [SystemCallError, SocketError, IOError, OpenSSL::OpenSSLError].freeze
+    # This gem introduces itself with these; a Redis before 7.2 does not know them, which is no error.
+    INTRODUCTION = [
+      ["CLIENT", "SETINFO", "LIB-NAME", "patient_http_monitor"].freeze,
+      ["CLIENT", "SETINFO", "LIB-VER", VERSION].freeze
+    ].freeze
+    private_constant :IDLE_TIMEOUT, :POOL_TIMEOUT, :KEEP_ALIVE_INTERVAL, :KEEP_ALIVE_PROBES, :KEEP_ALIVE, :CONNECT_ERRORS,
+      :INTRODUCTION
+
+    # Reads the settings, for which it takes a client out of the pool; nothing is connected.
+    #
+    # @param sidekiq_pool [ConnectionPool] one of Sidekiq's
+    # @raise [ArgumentError] for a Redis Cluster
+    # @raise [ConnectionPool::TimeoutError] when the pool has no client to lend
+    def initialize(sidekiq_pool)
+      @config = sidekiq_pool.with { |client| client.config }
+      unless @config.respond_to?(:connection_prelude)
+        raise ArgumentError, "patient_http_monitor cannot use a Redis Cluster (the `nodes:` setting of Sidekiq's Redis), " \
+          "and neither can Sidekiq: give Sidekiq a single Redis, or one behind Sentinel"
+      end
+      @pool_timeout = sidekiq_pool.instance_variable_get(:@timeout) || POOL_TIMEOUT
+    end
+
+    # @return [Array(Float, Float, Float, Float)] read_timeout, write_timeout, idle_timeout, pool_timeout, in s; the first two nil
+    #   for no limit
+    def limits
+      idle_timeout = @config.respond_to?(:idle_timeout) ? @config.idle_timeout : nil
+      [@config.read_timeout, @config.write_timeout, idle_timeout || IDLE_TIMEOUT, @pool_timeout]
+    end
+
+    # Opens a socket and its TLS layer.
+    #
+    # @return [Array(IO, OpenSSL::SSL::SSLSocket)] the second nil without TLS
+    # @raise [RedisClient::CannotConnectError] naming host and port
+    def open
+      io = @config.path ? UNIXSocket.new(@config.path) : open_tcp
+      [io, @config.ssl ? secure(io) : nil]
+    rescue *CONNECT_ERRORS => error
+      io&.close
+      raise RedisErrors.connection("CannotConnectError", error.message, @config)
+    rescue Exception # rubocop:disable Lint/RescueException -- an interrupt must not leave the socket behind
+      io&.close
+      raise
+    end
+
+    # @return [Array(Array<Array<String>>, Integer)] the commands that open a session, with the password of this moment, and how
+    #   many of them at the end may fail
+    def prelude
+      commands = @config.connection_prelude.map { |command| command.map { |argument| resolve(argument) } }
+      informing, required = commands.partition { |command| command.first(2) == %w[CLIENT SETINFO] }
+      required << ["CLIENT", "SETNAME", @config.id.to_s] if @config.id
+      optional = informing + INTRODUCTION
+      [required + optional, optional.size]
+    end
+
+    # @return [Boolean] whether the server was named by Sentinel
+    def sentinel?
+      @config.sentinel?
+    end
+
+    # @param role [String] as the server says
+    # @raise [RedisClient::FailoverError] when another one was asked for
+    def check_role(role)
+      @config.check_role!(role)
+    end
+
+    # Makes Sentinel be asked again.
+    def forget_master
+      @config.reset if sentinel?
+    end
+
+    # Whether to try again, by the application's `reconnect_attempts`; sleeps as they say. What took its full time is not
+    # repeated: a call ends by its timeout.
+    #
+    # @param attempt [Integer] how many tries were made again so far
+    # @param error [Exception]
+    # @return [Boolean]
+    def retry?(attempt, error)
+      return false unless error.is_a?(::RedisClient::ConnectionError) && !error.is_a?(::RedisClient::TimeoutError)
+      return false if timed_out?(error.cause)
+
+      @config.retry_connecting?(attempt, error)
+    end
+
+    # @param name [String] a class under RedisClient
+    # @param message [String]
+    # @return [RedisClient::Error]
+    def connection_error(name, message)
+      RedisErrors.connection(name, message, @config)
+    end
+
+    # @param message [String] as the server sent it
+    # @param command [String] its name
+    # @return [RedisClient::Error]
+    def command_error(message, command)
+      if message.include?("unknown command") && command == "HELLO"
+        return connection_error("UnsupportedServer", "Redis 6.2 or later is required, with its HELLO command")
+      end
+
+      RedisErrors.command(message, command, @config)
+    end
+
+    # @param ceiling [Integer] how many connections there are
+    # @return [ConnectionPool::TimeoutError] what Sidekiq's own pool raises
+    def checkout_error(ceiling)
+      ::ConnectionPool::TimeoutError.new("Waited #{@pool_timeout} sec, 0/#{ceiling} available (patient_http_monitor's connections)")
+    end
+
+    # @return [String] without anything secret
+    def inspect
+      "#<#{self.class} #{@config.server_url if @config.resolved?}>"
+    end
+
+    private
+
+    def open_tcp
+      timeout = @config.connect_timeout
+      socket = Socket.tcp(@config.host, @config.port, connect_timeout: timeout, resolv_timeout: timeout)
+      socket.setsockopt(Socket::IPPROTO_TCP, Socket::TCP_NODELAY, 1)
+      KEEP_ALIVE.each { |level, option, value| socket.setsockopt(level, option, value) }
+      socket
+    end
+
+    def secure(io)
+      ssl = OpenSSL::SSL::SSLSocket.new(io, @config.ssl_context)
+      ssl.hostname = @config.host if @config.host
+      deadline = now + @config.connect_timeout if @config.connect_timeout
+      loop do
+        case ssl.connect_nonblock(exception: false)
+        when :wait_readable then wait(io, deadline, :wait_readable)
+        when :wait_writable then wait(io, deadline, :wait_writable)
+        else return ssl
+        end
+      end
+    end
+
+    def wait(io, deadline, event)
+      left = deadline && [deadline - now, 0].max
+      io.public_send(event, left) or raise Errno::ETIMEDOUT, "TLS handshake with #{@config.host}:#{@config.port}"
+    end
+
+    def now
+      Process.clock_gettime(Process::CLOCK_MONOTONIC)
+    end
+
+    # redis-client before 0.23 leaves a password callable as it is.
+    def resolve(argument)
+      argument.respond_to?(:call) ? argument.call(@config.username).to_s : argument.to_s
+    end
+
+    def timed_out?(error)
+      error.is_a?(Errno::ETIMEDOUT) || (defined?(IO::TimeoutError) && error.is_a?(IO::TimeoutError))
+    end
+  end
+  private_constant :Connector
+end

@@ -1,0 +1,193 @@
+# frozen_string_literal: true
+
+module PatientHttpMonitor
+  # One sweep: leases the orphans, pushes their jobs, settles what was pushed. Whatever fails or dies on the way, a job is in the
+  # registry or in the queue; only between its push and its settling it is in both.
+  #
+  # @api private
+  class Recovery
+    # Begins each line of the log.
+    PREFIX = "[PatientHttp::Sidekiq] "
+    # An orphan on lease.
+    Orphan = Struct.new(:id, :payload, :counted_by, :recoveries)
+    # What a sweep did, by number of orphans; the last is those whose lease went to someone else.
+    Tally = Struct.new(:recovered, :repeated, :dead, :ghosts, :restored, :failed, :lost)
+    private_constant :PREFIX, :Orphan, :Tally
+
+    # @param monitor [PatientHttp::Sidekiq::TaskMonitor] who sweeps
+    # @param orphan_threshold_seconds [#to_f] in s
+    # @param logger [#info, #error, nil] gets a line for each job
+    def initialize(monitor, orphan_threshold_seconds, logger)
+      @monitor = monitor
+      @threshold = orphan_threshold_seconds
+      @logger = logger
+      @tally = Tally.new(*Array.new(Tally.members.size, 0))
+    end
+
+    # @return [Integer] how many jobs were handed to Sidekiq
+    # @raise [RedisClient::Error] when Redis fails before anything was leased; later it ends the sweep with a line
+    def run
+      started = now
+      @sweep = Sweep.begin(@monitor, @threshold)
+      return wait_for_peers unless @sweep
+
+      step = @sweep.claim
+      finish(step)
+      summarize(started)
+      @tally.recovered
+    end
+
+    private
+
+    def finish(step)
+      while step
+        lease, orphans, ghosts = step
+        ghosts.each { |id| report_ghost(id) }
+        recover(orphans.map { |fields| Orphan.new(*fields) }, lease)
+        @sweep.keep_alive
+        step = @sweep.claim
+      end
+      restore
+    rescue ::RedisClient::Error, ::ConnectionPool::TimeoutError => error
+      ::Sidekiq.logger.error("#{PREFIX}Sweep ended early, the rest is left to the next one: #{error.class} - #{error.message}")
+    end
+
+    def wait_for_peers
+      ::Sidekiq.logger.warn("#{PREFIX}No orphans are taken yet: this process's own proof of life had run out, so Redis was away " \
+        "or this process stood still. Its peers get one capacity TTL to show that they live.")
+      0
+    end
+
+    def recover(orphans, lease)
+      leased_at = now
+      until orphans.empty?
+        if @sweep.lease_old?(now - leased_at)
+          lease, kept = @sweep.renew(lease, orphans.map(&:id))
+          leased_at = now
+          @tally.lost += orphans.size - kept.size
+          kept = kept.to_h { |id| [id, true] }
+          orphans.select! { |orphan| kept[orphan.id] }
+          next
+        end
+        hand_on(orphans.shift, lease)
+        @sweep.keep_alive
+      end
+    end
+
+    def hand_on(orphan, lease)
+      job = parse(orphan.payload)
+      limit = PatientHttpMonitor.settings.recovery_limit
+      return bury_poison(job, orphan, lease) if limit && orphan.recoveries >= limit
+
+      jid = ::Sidekiq::Client.push(job)
+    rescue UnusableJobError, ArgumentError => error
+      refuse(orphan, job, lease, error)
+    rescue => error
+      report_failure(orphan.id, error, job)
+    else
+      settle(orphan, lease, PatientHttpMonitor.settings.recovery_window)
+      @tally.recovered += 1
+      @tally.repeated += 1 if orphan.recoveries.positive?
+      report_success(orphan, job, jid)
+    end
+
+    # @return [Hash] the job exactly as it was registered
+    def parse(payload)
+      job = ::Sidekiq.load_json(payload)
+      return job if job.is_a?(Hash)
+
+      raise UnusableJobError, "the stored job is not a Hash but #{job.class}"
+    rescue JSON::ParserError, EncodingError
+      # Its own message quotes the payload.
+      raise UnusableJobError, "the stored job is not JSON (#{payload.bytesize} bytes)"
+    end
+
+    # What can never be pushed is tried as often as a job may be recovered, since a deploy may mend it, and buried then.
+    def refuse(orphan, job, lease, error)
+      limit = PatientHttpMonitor.settings.recovery_limit
+      refusals = @sweep.count_refusal(orphan.counted_by, PatientHttpMonitor.settings.recovery_window)
+      return report_failure(orphan.id, error, job) unless limit && refusals > limit
+
+      bury(orphan, lease, error, job) { bury_unusable(orphan, job, error) }
+    end
+
+    def bury_unusable(orphan, job, error)
+      return DeadJobs.bury(job, orphan.id, RecoveryError.new(without_job(error.message, job))) if job
+
+      DeadJobs.bury_value(::Sidekiq.load_json(orphan.payload), orphan.id, error)
+    rescue JSON::ParserError, EncodingError
+      DeadJobs.bury_text(orphan.payload)
+    end
+
+    def bury_poison(job, orphan, lease)
+      error = PoisonError.new("recovered #{orphan.recoveries} times within #{PatientHttpMonitor.settings.recovery_window} s, " \
+        "and its process died each time")
+      bury(orphan, lease, error, job) { DeadJobs.bury(job, orphan.id, error) }
+    end
+
+    # @yieldreturn [Boolean] whether the job was added to the dead set
+    def bury(orphan, lease, error, job)
+      added = yield
+      settle(orphan, lease, nil)
+      @tally.dead += 1
+      fate = added ? "it is in Sidekiq's dead set now" : "it is discarded, since the job says `dead: false`"
+      failed(orphan.id, error.class, "#{without_job(error.message, job)}; #{fate}")
+    rescue => raised
+      report_failure(orphan.id, raised, job)
+    end
+
+    def settle(orphan, lease, window)
+      @tally.lost += 1 if @sweep.settle(orphan.id, lease, orphan.counted_by, window) == :lease_lost
+    end
+
+    def restore
+      while (ids = @sweep.restore)
+        @tally.restored += ids.size
+      end
+    end
+
+    def report_success(orphan, job, jid)
+      if jid
+        @logger&.info("#{PREFIX}Re-enqueued orphaned request #{orphan.id} to #{job["class"]}")
+      else
+        ::Sidekiq.logger.info("#{PREFIX}Orphaned request #{orphan.id} to #{job["class"]} was stopped by a client middleware")
+      end
+    end
+
+    def report_ghost(id)
+      @tally.ghosts += 1
+      failed(id, GhostError, "it had no job; the entry is removed")
+    end
+
+    def report_failure(id, error, job)
+      @tally.failed += 1
+      failed(id, error.class, without_job(error.message, job))
+    end
+
+    def failed(id, error_class, message)
+      @logger&.error("#{PREFIX}Failed to re-enqueue orphaned request #{id}: #{error_class} - #{message}")
+    end
+
+    # Sidekiq quotes the whole job in its errors; a log is no place for it.
+    def without_job(message, job)
+      job ? message.gsub(job.to_s, "{...}") : message
+    end
+
+    def summarize(started)
+      line = "#{PREFIX}Swept in #{((now - started) * 1000).round} ms: " \
+        "#{@tally.to_h.map { |name, count| "#{name} #{count}" }.join(", ")}"
+      if @tally.restored.positive?
+        ::Sidekiq.logger.warn(line)
+      elsif @tally.recovered.positive?
+        ::Sidekiq.logger.info(line)
+      else
+        ::Sidekiq.logger.debug(line)
+      end
+    end
+
+    def now
+      Process.clock_gettime(Process::CLOCK_MONOTONIC)
+    end
+  end
+  private_constant :Recovery
+end
