@@ -33,15 +33,11 @@ module PatientHttpMonitor
 
       TEST_VARIABLES.any? { |name| ENV[name] == "test" }
     end
-
-    # @api private
-    def recover(monitor, orphan_threshold_seconds, logger)
-      Recovery.new(monitor, orphan_threshold_seconds, logger).run
-    end
   end
 
   TEST_VARIABLES = %w[RAILS_ENV RACK_ENV APP_ENV].freeze
-  private_constant :TEST_VARIABLES
+  private_constant :TEST_VARIABLES, :Pool, :Sweep
+  private_class_method :task_monitor_class
 
   Install.call(task_monitor_class)
 end

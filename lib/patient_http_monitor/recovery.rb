@@ -85,10 +85,14 @@ module PatientHttpMonitor
     rescue => error
       report_failure(orphan.id, error, job)
     else
-      settle(orphan, lease, PatientHttpMonitor.settings.recovery_window)
       @tally.recovered += 1
       @tally.repeated += 1 if orphan.recoveries.positive?
-      report_success(orphan, job, jid)
+      begin
+        settle(orphan, lease, PatientHttpMonitor.settings.recovery_window)
+      ensure
+        # The job is pushed, whatever becomes of its entry.
+        report_success(orphan, job, jid)
+      end
     end
 
     # @return [Hash] the job exactly as it was registered
@@ -148,9 +152,10 @@ module PatientHttpMonitor
 
     def report_success(orphan, job, jid)
       if jid
-        @logger&.info("#{PREFIX}Re-enqueued orphaned request #{orphan.id} to #{job["class"]}")
+        @logger&.info("#{PREFIX}Re-enqueued orphaned request #{printable(orphan.id)} to #{job["class"]}")
       else
-        ::Sidekiq.logger.info("#{PREFIX}Orphaned request #{orphan.id} to #{job["class"]} was stopped by a client middleware")
+        ::Sidekiq.logger.info("#{PREFIX}Orphaned request #{printable(orphan.id)} to #{job["class"]} was stopped by a client " \
+          "middleware")
       end
     end
 
@@ -165,12 +170,22 @@ module PatientHttpMonitor
     end
 
     def failed(id, error_class, message)
-      @logger&.error("#{PREFIX}Failed to re-enqueue orphaned request #{id}: #{error_class} - #{message}")
+      @logger&.error("#{PREFIX}Failed to re-enqueue orphaned request #{printable(id)}: #{error_class} - #{message}")
+    end
+
+    # Ids are the application's and may hold anything; a line of the log is one line of text.
+    def printable(id)
+      id.valid_encoding? && id.encoding == Encoding::UTF_8 && !id.match?(/[[:cntrl:]]/) ? id : id.inspect
     end
 
     # Sidekiq quotes the whole job in its errors; a log is no place for it.
     def without_job(message, job)
-      job ? message.gsub(job.to_s, "{...}") : message
+      message = text(message)
+      job ? message.gsub(text(job.to_s), "{...}") : message
+    end
+
+    def text(string)
+      string.dup.force_encoding(Encoding::UTF_8).scrub
     end
 
     def summarize(started)
@@ -189,5 +204,4 @@ module PatientHttpMonitor
       Process.clock_gettime(Process::CLOCK_MONOTONIC)
     end
   end
-  private_constant :Recovery
 end

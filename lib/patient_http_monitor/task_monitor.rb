@@ -29,12 +29,11 @@ module PatientHttp
     #   GC_LOCK_KEY = "sidekiq:patient_http:gc_lock"
     #   # String in Redis: when the last sweep was recorded, in ms since the epoch.
     #   GC_LAST_RUN_KEY = "sidekiq:patient_http:gc_last_run"
+    #   # Lua: removes one entry if its heartbeat is strictly older than a threshold. KEYS: index, jobs; ARGV: registry id,
+    #   # threshold in ms since the epoch. Returns `{0, nil}` or `{1, payload}`. For callers of their own: this class leases,
+    #   # pushes and removes in that order, so that nothing is lost in between.
+    #   REMOVE_IF_ORPHANED_SCRIPT = "..."
     class TaskMonitor
-      # Lua: removes one entry if its heartbeat is strictly older than a threshold. KEYS: index, jobs; ARGV: registry id,
-      # threshold in ms since the epoch. Returns `{0, nil}` or `{1, payload}`. For callers of their own: this class leases, pushes
-      # and removes in that order, so that nothing is lost in between.
-      REMOVE_IF_ORPHANED_SCRIPT = ::PatientHttpMonitor::REMOVE_IF_ORPHANED_SCRIPT.freeze
-
       class << self
         # @!method inflight_count
         #   @return [Integer] how many requests are registered, by all processes
@@ -62,8 +61,10 @@ module PatientHttp
         def clear_all!
           raise "clear_all! is only allowed in test environment" unless ::PatientHttpMonitor.testing?
 
-          ::PatientHttpMonitor.clear_registry
+          clear_registry
         end
+
+        private :clear_registry
       end
 
       # @!method initialize(config)
@@ -158,7 +159,7 @@ module PatientHttp
       # @raise [ArgumentError] for a threshold that is NaN or infinite
       # @raise [RedisClient::Error] when Redis fails at the start; later it ends the sweep, with what it did so far
       def cleanup_orphaned_requests(orphan_threshold_seconds, logger)
-        ::PatientHttpMonitor.recover(self, orphan_threshold_seconds, logger)
+        ::PatientHttpMonitor::Recovery.new(self, orphan_threshold_seconds, logger).run
       end
 
       # A copy would be a second monitor with the same process id.

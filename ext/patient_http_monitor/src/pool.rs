@@ -299,7 +299,8 @@ impl Pool {
     /// Opens a connection: socket, TLS, prelude, role, and a first look at the server's clock.
     fn connect(&self, ruby: &Ruby) -> Result<Obj<Connection>, Error> {
         // The object comes first: it holds the place even if this fiber never comes back.
-        let connection = ruby.obj_wrap(Connection::new(Slot::take(&self.open.borrow())));
+        let slot = Slot::take(&self.open.borrow());
+        let connection = ruby.obj_wrap(Connection::new(slot));
         let opened = self.connector.open(ruby)?;
         connection.set_sockets(opened.io, opened.ssl);
         let mut session = self.begin(ruby, connection)?;

@@ -446,6 +446,7 @@ pub(crate) fn init(ruby: &Ruby, module: RModule) -> Result<(), Error> {
     class.define_singleton_method("inflight_counts_by_process", method!(of_class::inflight_counts_by_process, 0))?;
     class.define_singleton_method("total_max_connections", method!(of_class::total_max_connections, 0))?;
     class.define_singleton_method("registered_process_ids", method!(of_class::registered_process_ids, 0))?;
+    class.define_singleton_method("clear_registry", method!(of_class::clear_registry, 0))?;
     class.define_method("initialize", method!(TaskMonitor::initialize, 1))?;
     class.define_method("config", method!(TaskMonitor::config, 0))?;
     class.define_method("full_task_id", method!(TaskMonitor::full_task_id, 1))?;
@@ -463,18 +464,17 @@ pub(crate) fn init(ruby: &Ruby, module: RModule) -> Result<(), Error> {
     class.define_method("record_gc_run", method!(TaskMonitor::record_gc_run, 0))?;
 
     module.define_singleton_method("task_monitor_class", function!(|ruby: &Ruby| ruby.get_inner(&CLASS), 0))?;
-    module.define_singleton_method("clear_registry", method!(of_class::clear_registry, 0))?;
-    module.const_set("REMOVE_IF_ORPHANED_SCRIPT", ruby.str_new(inflight_registry::REMOVE_IF_ORPHANED))?;
-    for (name, key) in [
+    for (name, text) in [
+        ("REMOVE_IF_ORPHANED_SCRIPT", inflight_registry::REMOVE_IF_ORPHANED),
         ("INFLIGHT_INDEX_KEY", inflight_registry::keys::INDEX),
         ("INFLIGHT_JOBS_KEY", inflight_registry::keys::JOBS),
         ("PROCESS_SET_KEY", inflight_registry::keys::PROCESS_SET),
         ("GC_LOCK_KEY", inflight_registry::keys::GC_LOCK),
         ("GC_LAST_RUN_KEY", inflight_registry::keys::GC_LAST_RUN),
     ] {
-        let key = ruby.str_new(key);
-        key.freeze();
-        class.const_set(name, key)?;
+        let text = ruby.str_new(text);
+        text.freeze();
+        class.const_set(name, text)?;
     }
     Ok(())
 }
