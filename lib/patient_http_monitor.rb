@@ -36,7 +36,7 @@ module PatientHttpMonitor
   end
 
   TEST_VARIABLES = %w[RAILS_ENV RACK_ENV APP_ENV].freeze
-  private_constant :TEST_VARIABLES, :Pool, :Sweep
+  private_constant :TEST_VARIABLES
   private_class_method :task_monitor_class
 
   Install.call(task_monitor_class)

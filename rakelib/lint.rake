@@ -1,5 +1,18 @@
 # frozen_string_literal: true
 
+desc "Warnings, signatures and documentation of the Ruby code"
+task lint: %i[warnings signatures documentation]
+
+desc "Fail on whatever ruby -w has to say about a file"
+task :warnings do
+  files = FileList["lib/**/*.rb", "ext/**/extconf.rb", "spec/**/*.rb", "examples/**/*.rb", "bench/**/*.rb", "rakelib/*.rake",
+    "Rakefile", "Gemfile", "*.gemspec"]
+  complaints = files.reject do |file|
+    IO.popen([RbConfig.ruby, "-wc", file], err: %i[child out], &:read) == "Syntax OK\n"
+  end
+  abort "ruby -wc has something to say about #{complaints.join(", ")}" if complaints.any?
+end
+
 desc "Validate the signatures in sig/"
 task :signatures do
   # By its file: a distribution's package may lack the executable on PATH.

@@ -111,6 +111,5 @@ impl Connection {
 pub(crate) fn init(ruby: &Ruby, module: RModule) -> Result<(), Error> {
     let class = module.define_class("Connection", ruby.class_object())?;
     class.undef_default_alloc_func();
-    let _: Value = module.funcall("private_constant", ("Connection",))?;
-    Ok(())
+    module.funcall::<_, _, Value>("private_constant", ("Connection",)).map(drop)
 }

@@ -370,5 +370,5 @@ pub(crate) fn init(ruby: &Ruby, module: RModule) -> Result<(), Error> {
     class.undef_default_alloc_func();
     class.define_singleton_method("new", function!(Pool::new, 1))?;
     class.define_method("counts", magnus::method!(|pool: &Pool| pool.counts(), 0))?;
-    Ok(())
+    module.funcall::<_, _, Value>("private_constant", ("Pool",)).map(drop)
 }

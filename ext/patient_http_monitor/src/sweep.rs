@@ -8,7 +8,7 @@ use crate::testing::time_shift;
 use inflight_registry::recovery::{self, Batch, Begun, Plan, Settled};
 use inflight_registry::{LocalTime, Millis, RegistryId, Ttl};
 use magnus::typed_data::Obj;
-use magnus::value::{InnerValue, Opaque};
+use magnus::value::{InnerValue, Opaque, ReprValue};
 use magnus::{
     Class, DataTypeFunctions, Error, Module, Object, RArray, RModule, RString, Ruby, Symbol, TypedData, Value, function, gc,
     method,
@@ -189,5 +189,5 @@ pub(crate) fn init(ruby: &Ruby, module: RModule) -> Result<(), Error> {
     class.define_method("count_refusal", method!(Sweep::count_refusal, 2))?;
     class.define_method("lease_old?", method!(Sweep::is_lease_old, 1))?;
     class.define_method("keep_alive", method!(Sweep::keep_alive, 0))?;
-    Ok(())
+    module.funcall::<_, _, Value>("private_constant", ("Sweep",)).map(drop)
 }
