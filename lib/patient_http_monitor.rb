@@ -8,6 +8,7 @@ require "patient_http_monitor/errors"
 require "patient_http_monitor/connector"
 require "patient_http_monitor/pools"
 require "patient_http_monitor/native"
+require "patient_http_monitor/stored_job"
 require "patient_http_monitor/dead_jobs"
 require "patient_http_monitor/recovery"
 require "patient_http_monitor/install"
@@ -32,6 +33,12 @@ module PatientHttpMonitor
       return ::PatientHttp.testing? ? true : false if ::PatientHttp.respond_to?(:testing?)
 
       TEST_VARIABLES.any? { |name| ENV[name] == "test" }
+    end
+
+    private
+
+    def recover(monitor, orphan_threshold_seconds, logger)
+      Recovery.new(monitor, orphan_threshold_seconds, logger).run
     end
   end
 

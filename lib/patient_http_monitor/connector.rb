@@ -48,11 +48,17 @@ module PatientHttpMonitor
       @pool_timeout = sidekiq_pool.instance_variable_get(:@timeout) || POOL_TIMEOUT
     end
 
-    # @return [Array(Float, Float, Float, Float)] read_timeout, write_timeout, idle_timeout, pool_timeout, in s; the first two nil
-    #   for no limit
-    def limits
-      idle_timeout = @config.respond_to?(:idle_timeout) ? @config.idle_timeout : nil
-      [@config.read_timeout, @config.write_timeout, idle_timeout || IDLE_TIMEOUT, @pool_timeout]
+    # @return [Float] for how long a caller waits for a connection, in s
+    attr_reader :pool_timeout
+
+    # @return [Array(Float, Float)] of reading and writing, in s; nil for no limit
+    def timeouts
+      [@config.read_timeout, @config.write_timeout]
+    end
+
+    # @return [Float] after how long without use a connection is checked, in s
+    def idle_timeout
+      (@config.idle_timeout if @config.respond_to?(:idle_timeout)) || IDLE_TIMEOUT
     end
 
     # Opens a socket and its TLS layer.
@@ -116,6 +122,19 @@ module PatientHttpMonitor
       RedisErrors.connection(name, message, @config)
     end
 
+    # @param name [String] a class under RedisClient: what went wrong before the connection could be used
+    # @param message [String]
+    # @return [RedisClient::CannotConnectError] caused by it
+    def handshake_error(name, message)
+      raise connection_error(name, message)
+    rescue ::RedisClient::Error
+      begin
+        raise connection_error("CannotConnectError", message)
+      rescue ::RedisClient::CannotConnectError => error
+        error
+      end
+    end
+
     # @param message [String] as the server sent it
     # @param command [String] its name
     # @return [RedisClient::Error]
@@ -176,7 +195,7 @@ module PatientHttpMonitor
     end
 
     def timed_out?(error)
-      error.is_a?(Errno::ETIMEDOUT) || (defined?(IO::TimeoutError) && error.is_a?(IO::TimeoutError))
+      error.is_a?(Errno::ETIMEDOUT) || error.is_a?(::RedisClient::TimeoutError) || (defined?(IO::TimeoutError) && error.is_a?(IO::TimeoutError))
     end
   end
   private_constant :Connector

@@ -7,6 +7,10 @@ module PatientHttpMonitor
   #
   # @api private
   module DeadJobs
+    # Stands for the class of a job that has none.
+    WRAPPER = "PatientHttp::Sidekiq::TaskMonitor"
+    private_constant :WRAPPER
+
     class << self
       # Adds the job to the dead set and calls Sidekiq's death handlers. A job with `dead: false` is not added, only handed to the
       # death handlers, as Sidekiq itself does.
@@ -25,26 +29,30 @@ module PatientHttpMonitor
         added
       end
 
-      # Adds a JSON value that is no Hash, wrapped in one that holds it as args: Sidekiq's page fails on anything else.
+      # Adds what Sidekiq can never push, in the closest form to it that Sidekiq's page can show: text that is no JSON byte for
+      # byte (and without death handlers, which need a parsed job); a value that is no Hash, or a Hash that the page fails on,
+      # wrapped in a job that holds it as args; any other Hash as it is.
       #
-      # @param value [Object]
+      # @param payload [String]
       # @param registry_id [String]
-      # @param error [Exception]
-      # @return [Boolean] true
-      def bury_value(value, registry_id, error)
-        bury({"class" => "PatientHttp::Sidekiq::TaskMonitor", "args" => [value], "queue" => "default"}, registry_id, error)
-      end
-
-      # Adds text that is no JSON, byte for byte. Death handlers need a parsed job, so none is called.
-      #
-      # @param text [String]
-      # @return [Boolean] true
-      def bury_text(text)
-        add(text)
+      # @param reason [String] why, without the payload
+      # @return [Boolean] whether it was added
+      def bury_unusable(payload, registry_id, reason)
+        value = StoredJob.parse(payload)
+        job = showable?(value) ? value : {"class" => WRAPPER, "args" => [value], "queue" => "default"}
+        job["dead"] = false if value.is_a?(Hash) && value["dead"] == false
+        bury(job, registry_id, UnusableJobError.new(reason))
+      rescue UnusableJobError
+        add(payload)
         true
       end
 
       private
+
+      # Sidekiq's page joins tags, and looks into the args of an encrypted job.
+      def showable?(value)
+        value.is_a?(Hash) && (value["tags"].nil? || value["tags"].is_a?(Array)) && (!value["encrypt"] || value["args"].is_a?(Array))
+      end
 
       def add(payload)
         # Loaded only now: it is large, and most processes never need it.

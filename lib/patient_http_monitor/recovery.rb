@@ -80,8 +80,10 @@ module PatientHttpMonitor
       return bury_poison(job, orphan, lease) if limit && orphan.recoveries >= limit
 
       jid = ::Sidekiq::Client.push(job)
-    rescue UnusableJobError, ArgumentError => error
-      refuse(orphan, job, lease, error)
+    rescue UnusableJobError => error
+      refuse(orphan, nil, lease, error)
+    rescue ArgumentError => error
+      refused?(job) ? refuse(orphan, job, lease, error) : report_failure(orphan.id, error, job)
     rescue => error
       report_failure(orphan.id, error, job)
     else
@@ -97,13 +99,16 @@ module PatientHttpMonitor
 
     # @return [Hash] the job exactly as it was registered
     def parse(payload)
-      job = ::Sidekiq.load_json(payload)
-      return job if job.is_a?(Hash)
+      value = StoredJob.parse(payload)
+      value.is_a?(Hash) ? value : raise(UnusableJobError, "the stored job is not a Hash but #{value.class}")
+    end
 
-      raise UnusableJobError, "the stored job is not a Hash but #{job.class}"
-    rescue JSON::ParserError, EncodingError
-      # Its own message quotes the payload.
-      raise UnusableJobError, "the stored job is not JSON (#{payload.bytesize} bytes)"
+    # Whether Sidekiq itself refuses the job: an ArgumentError may come from a client middleware as well, which a deploy mends.
+    def refused?(job)
+      Object.new.extend(::Sidekiq::JobUtil).send(:normalize_item, job)
+      false
+    rescue ArgumentError
+      true
     end
 
     # What can never be pushed is tried as often as a job may be recovered, since a deploy may mend it, and buried then.
@@ -112,15 +117,7 @@ module PatientHttpMonitor
       refusals = @sweep.count_refusal(orphan.counted_by, PatientHttpMonitor.settings.recovery_window)
       return report_failure(orphan.id, error, job) unless limit && refusals > limit
 
-      bury(orphan, lease, error, job) { bury_unusable(orphan, job, error) }
-    end
-
-    def bury_unusable(orphan, job, error)
-      return DeadJobs.bury(job, orphan.id, RecoveryError.new(without_job(error.message, job))) if job
-
-      DeadJobs.bury_value(::Sidekiq.load_json(orphan.payload), orphan.id, error)
-    rescue JSON::ParserError, EncodingError
-      DeadJobs.bury_text(orphan.payload)
+      bury(orphan, lease, error, job) { DeadJobs.bury_unusable(orphan.payload, orphan.id, without_job(error.message, job)) }
     end
 
     def bury_poison(job, orphan, lease)
@@ -204,4 +201,5 @@ module PatientHttpMonitor
       Process.clock_gettime(Process::CLOCK_MONOTONIC)
     end
   end
+  private_constant :Recovery
 end

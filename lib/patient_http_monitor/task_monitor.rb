@@ -159,7 +159,7 @@ module PatientHttp
       # @raise [ArgumentError] for a threshold that is NaN or infinite
       # @raise [RedisClient::Error] when Redis fails at the start; later it ends the sweep, with what it did so far
       def cleanup_orphaned_requests(orphan_threshold_seconds, logger)
-        ::PatientHttpMonitor::Recovery.new(self, orphan_threshold_seconds, logger).run
+        ::PatientHttpMonitor.send(:recover, self, orphan_threshold_seconds, logger)
       end
 
       # A copy would be a second monitor with the same process id.

@@ -1,7 +1,7 @@
 //! One request, one typed reply: commands, pipelines, transactions and scripts over any [`ConnectionLike`].
 
 use crate::{Error, Result};
-use redis::{Cmd, ConnectionLike, FromRedisValue, Pipeline, ServerErrorKind, Value};
+use redis::{Cmd, ConnectionLike, FromRedisValue, Pipeline, Value};
 use std::sync::OnceLock;
 
 /// Whether an operation is tried for the first time or again, after the answer to the first try was lost. Whatever it was
@@ -73,14 +73,12 @@ pub(crate) fn eval<T: FromRedisValue>(
     let invocation = |name: &str, code: &str| {
         let mut cmd = redis::cmd(name);
         cmd.arg(code).arg(keys.len()).arg(keys).arg(args);
-        cmd.get_packed_command()
+        cmd
     };
-    let mut value =
-        conn.req_packed_command(&invocation("EVALSHA", script.sha())).map_err(|error| connection("EVALSHA", error))?;
-    if matches!(&value, Value::ServerError(error) if error.kind() == Some(ServerErrorKind::NoScript)) {
-        value = conn.req_packed_command(&invocation("EVAL", script.code)).map_err(|error| connection("EVAL", error))?;
+    match command(conn, "EVALSHA", &invocation("EVALSHA", script.sha())) {
+        Err(error) if error.code() == Some("NOSCRIPT") => command(conn, "EVAL", &invocation("EVAL", script.code)),
+        result => result,
     }
-    typed("EVALSHA", value)
 }
 
 /// Turns a reply into what the command answers.

@@ -68,7 +68,8 @@ pub fn is_due(conn: &mut impl ConnectionLike, interval_ms: i64, shift: i64) -> R
     let now = Millis(server_us(time)?.div_euclid(1_000)).ahead(shift);
     let last: Option<Vec<u8>> = typed("GET", last)?;
     // What is no number was written by no version of ours: as good as no record.
-    let last = last.and_then(|text| std::str::from_utf8(&text).ok()?.trim().parse::<f64>().ok()).map(millis);
+    let last = last.and_then(|text| std::str::from_utf8(&text).ok()?.trim().parse().ok());
+    let last = last.filter(|last: &f64| last.is_finite()).map(millis);
     Ok(last.is_none_or(|last| now >= last.ahead(interval_ms)))
 }
 

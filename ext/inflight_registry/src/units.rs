@@ -40,6 +40,7 @@ impl Ttl {
     #[must_use]
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "clamped")]
     pub fn from_seconds(seconds: f64) -> Self {
+        let seconds = if seconds.is_nan() { 1.0 } else { seconds };
         Self(seconds.ceil().clamp(1.0, LONGEST) as u64)
     }
 

@@ -9,7 +9,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Counts one open connection of a pool for as long as it exists.
+/// Counts one open connection of a pool.
 pub(crate) struct Slot(Arc<AtomicUsize>);
 
 impl Slot {
@@ -34,7 +34,8 @@ pub(crate) struct Connection {
     parser: Cell<Option<Box<redis::Parser>>>,
     generation: u32,
     idle_since: Cell<LocalTime>,
-    _slot: Slot,
+    /// Given up when the connection is closed, at the latest when it is freed.
+    slot: Cell<Option<Slot>>,
 }
 
 impl DataTypeFunctions for Connection {
@@ -53,7 +54,7 @@ impl Connection {
             parser: Cell::new(None),
             generation: fork::generation(),
             idle_since: Cell::new(LocalTime::now()),
-            _slot: slot,
+            slot: Cell::new(Some(slot)),
         }
     }
 
@@ -99,6 +100,7 @@ impl Connection {
     /// Interrupts alone: nothing can be done about a socket that does not close.
     pub(crate) fn close(ruby: &Ruby, connection: Obj<Self>) -> Result<(), Error> {
         connection.ssl.set(None);
+        connection.slot.set(None);
         let Some(io) = connection.io.take() else { return Ok(()) };
         match io.get_inner_with(ruby).funcall::<_, _, Value>("close", ()) {
             Err(error) if !error.is_kind_of(ruby.exception_standard_error()) => Err(error),

@@ -34,6 +34,22 @@ impl Fault {
 #[derive(Clone, Copy)]
 pub(crate) struct Connector(pub(crate) Opaque<Value>);
 
+/// For how long to wait each time, in s; none: without limit.
+#[derive(Clone, Copy)]
+pub(crate) struct Timeouts {
+    pub(crate) read: Option<f64>,
+    pub(crate) write: Option<f64>,
+}
+
+/// The limits of a pool, in s.
+pub(crate) struct Limits {
+    pub(crate) timeouts: Timeouts,
+    /// After which a connection is checked before use.
+    pub(crate) idle_timeout: f64,
+    /// For how long a caller waits for a connection.
+    pub(crate) checkout_timeout: f64,
+}
+
 /// The commands that open a session.
 pub(crate) struct Prelude {
     /// Each command with its arguments, the password of this moment among them.
@@ -90,12 +106,17 @@ impl Connector {
         self.get(ruby).funcall::<_, _, Value>("check_role", (convert::string(ruby, role),)).map(drop)
     }
 
-    /// Limits in s (none: no limit): read_timeout, write_timeout, idle_timeout, pool_timeout.
+    /// The limits that Sidekiq's settings name.
     ///
     /// # Errors
     /// TypeError for a timeout that is no number.
-    pub(crate) fn limits(self, ruby: &Ruby) -> Result<(Option<f64>, Option<f64>, f64, f64), Error> {
-        self.get(ruby).funcall("limits", ())
+    pub(crate) fn limits(self, ruby: &Ruby) -> Result<Limits, Error> {
+        let (read, write): (Option<f64>, Option<f64>) = self.get(ruby).funcall("timeouts", ())?;
+        Ok(Limits {
+            timeouts: Timeouts { read, write },
+            idle_timeout: self.get(ruby).funcall("idle_timeout", ())?,
+            checkout_timeout: self.get(ruby).funcall("pool_timeout", ())?,
+        })
     }
 
     /// Whether an attempt that ended with `error` is made again, by the application's `reconnect_attempts`. May sleep.
@@ -120,6 +141,11 @@ impl Connector {
     /// The exception for a failed connection.
     pub(crate) fn fault(self, ruby: &Ruby, fault: Fault, detail: &str) -> Error {
         self.raise(self.get(ruby).funcall("connection_error", (fault.class_name(), detail)))
+    }
+
+    /// The exception for a connection that failed before it could be used.
+    pub(crate) fn handshake_fault(self, ruby: &Ruby, fault: Fault, detail: &str) -> Error {
+        self.raise(self.get(ruby).funcall("handshake_error", (fault.class_name(), detail)))
     }
 
     /// The exception for an error that the server sent.

@@ -14,6 +14,7 @@ mod sweep;
 mod task_monitor;
 mod testing;
 mod wait;
+mod waiters;
 
 use magnus::{Error, Ruby};
 

@@ -1,13 +1,14 @@
 //! The connections to one Redis: idle ones in a list that is only touched under the GVL, so that nothing is locked.
 
 use crate::connection::{Connection, Slot};
-use crate::connector::{Connector, Fault, Prelude};
+use crate::connector::{Connector, Fault, Limits, Prelude, Timeouts};
 use crate::session::{Failure, Session};
+use crate::waiters::{Waiters, Woken};
 use crate::{fork, guard};
 use inflight_registry::{self as core, Attempt, LocalTime, Millis, ServerClock, entries};
 use magnus::typed_data::Obj;
 use magnus::value::{InnerValue, Opaque, ReprValue};
-use magnus::{Class, DataTypeFunctions, Error, KwArgs, Module, Object, RClass, RModule, Ruby, TypedData, Value, function, gc};
+use magnus::{Class, DataTypeFunctions, Error, Module, Object, RModule, Ruby, TypedData, Value, function, gc};
 use redis::ConnectionLike;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -19,15 +20,15 @@ const CEILING: usize = 50;
 /// How long a caller at the ceiling waits before it looks again whether the collector freed a connection, in s.
 const RECHECK: f64 = 0.25;
 /// How often at most a caller at the ceiling starts the garbage collector, in ms.
-const COLLECT_EVERY: i64 = 10_000;
+const COLLECT_EVERY: i64 = 1_000;
 
 /// The pool that belongs to one of Sidekiq's.
 #[derive(TypedData)]
 #[magnus(class = "PatientHttpMonitor::Pool", mark, free_immediately)]
 pub(crate) struct Pool {
     connector: Connector,
-    read_timeout: Option<f64>,
-    write_timeout: Option<f64>,
+    /// In s; none: no limit.
+    timeouts: Timeouts,
     /// In ms.
     idle_timeout: i64,
     /// In ms.
@@ -37,9 +38,7 @@ pub(crate) struct Pool {
     /// How many exist, idle or not. A connection counts until it is freed, since one in a fiber that never unwinds is never
     /// given back.
     open: RefCell<Arc<AtomicUsize>>,
-    /// A `Thread::Queue` where callers at the ceiling wait, fibers and threads alike.
-    queue: Opaque<Value>,
-    waiting: Cell<usize>,
+    waiters: Waiters,
     collected: Cell<Option<LocalTime>>,
     clock: Cell<ServerClock>,
     generation: Cell<u32>,
@@ -48,7 +47,7 @@ pub(crate) struct Pool {
 impl DataTypeFunctions for Pool {
     fn mark(&self, marker: &gc::Marker) {
         marker.mark(self.connector.0);
-        marker.mark(self.queue);
+        self.waiters.mark(marker);
         // Never borrowed while Ruby can run, and the collector runs only then.
         if let Ok(idle) = self.idle.try_borrow() {
             for &connection in idle.iter() {
@@ -62,19 +61,15 @@ impl Pool {
     fn new(ruby: &Ruby, connector: Value) -> Result<Obj<Self>, Error> {
         guard::method(ruby, || {
             let connector = Connector(connector.into());
-            let (read_timeout, write_timeout, idle_timeout, checkout_timeout) = connector.limits(ruby)?;
-            let queue: Value =
-                ruby.class_object().const_get::<_, RClass>("Thread")?.const_get::<_, RClass>("Queue")?.new_instance(())?;
+            let Limits { timeouts, idle_timeout, checkout_timeout } = connector.limits(ruby)?;
             Ok(ruby.obj_wrap(Self {
                 connector,
-                read_timeout,
-                write_timeout,
+                timeouts,
                 idle_timeout: core::units::seconds_to_ms(idle_timeout),
                 checkout_timeout: core::units::seconds_to_ms(checkout_timeout),
                 idle: RefCell::default(),
                 open: RefCell::default(),
-                queue: queue.into(),
-                waiting: Cell::new(0),
+                waiters: Waiters::default(),
                 collected: Cell::new(None),
                 clock: Cell::new(ServerClock::default()),
                 generation: Cell::new(fork::generation()),
@@ -134,7 +129,7 @@ impl Pool {
                 if let Some(Failure::Interrupt(interrupt)) = session.abandon() {
                     return Err(interrupt);
                 }
-                pool.wake_one(ruby)?;
+                pool.close_idle(ruby)?;
                 pool.connector.forget_master(ruby)?;
                 // Sidekiq's own rule: one repeat on a fresh connection.
                 if !moved && ["READONLY", "NOREPLICAS", "UNBLOCKED"].iter().any(|code| message.contains(code)) {
@@ -149,6 +144,9 @@ impl Pool {
                 Some(Failure::Interrupt(interrupt)) => return Err(interrupt),
                 Some(Failure::Fault(fault, detail)) => {
                     let exception = pool.connector.fault(ruby, fault, &detail);
+                    if fault == Fault::Closed {
+                        pool.close_idle(ruby)?;
+                    }
                     if fault == Fault::Closed && pool.connector.retry(ruby, tries, &exception)? {
                         tries += 1;
                         continue;
@@ -161,13 +159,14 @@ impl Pool {
     }
 
     fn begin<'ruby>(&self, ruby: &'ruby Ruby, connection: Obj<Connection>) -> Result<Session<'ruby>, Error> {
-        Session::begin(ruby, connection, self.read_timeout, self.write_timeout)
+        Session::begin(ruby, connection, self.timeouts.read, self.timeouts.write)
             .map_err(|error| self.connector.fault(ruby, Fault::Closed, &error.to_string()))
     }
 
     fn check_out(&self, ruby: &Ruby) -> Result<Obj<Connection>, Error> {
         self.forget_inherited(ruby)?;
         let started = LocalTime::now();
+        let mut again = false;
         loop {
             if let Some(connection) = self.take_idle(ruby) {
                 if connection.idle_ms() <= self.idle_timeout || self.is_alive(ruby, connection)? {
@@ -185,7 +184,11 @@ impl Pool {
                     }
                 };
             }
-            self.wait_for_one(ruby, started)?;
+            match self.waiters.wait(ruby, self.time_to_wait(ruby, started)?, again)? {
+                Woken::With(connection) => return Ok(connection),
+                Woken::ByAPlace => again = true,
+                Woken::ByTime => self.collect_garbage(ruby)?,
+            }
         }
     }
 
@@ -197,50 +200,45 @@ impl Pool {
         self.open.borrow().load(Ordering::Relaxed)
     }
 
-    /// Waits fairly until a connection is given back, at most as long as Sidekiq's own pool would.
-    fn wait_for_one(&self, ruby: &Ruby, started: LocalTime) -> Result<(), Error> {
+    /// How long to wait now, in s: until the time is over after which Sidekiq's own pool would give up, and not longer than
+    /// until the next look whether the garbage collector has freed a connection.
+    fn time_to_wait(&self, ruby: &Ruby, started: LocalTime) -> Result<f64, Error> {
         let waited = LocalTime::now().ms_since(started);
         if waited >= self.checkout_timeout {
             return Err(self.connector.checkout_timeout(ruby, CEILING));
         }
         #[expect(clippy::cast_precision_loss, reason = "a few seconds, in ms")]
         let left = (self.checkout_timeout - waited) as f64 / 1_000.0;
-        let options = ruby.hash_new();
-        options.aset(ruby.to_symbol("timeout"), left.min(RECHECK))?;
-        self.waiting.set(self.waiting.get() + 1);
-        let woken: Result<Value, Error> = self.queue.get_inner_with(ruby).funcall("pop", (KwArgs(options),));
-        self.waiting.set(self.waiting.get().saturating_sub(1));
-        if woken?.is_nil() {
-            self.collect_garbage(ruby);
-        }
-        Ok(())
+        Ok(left.min(RECHECK))
     }
 
     /// Connections of fibers whose thread was killed are freed by the garbage collector alone, which may have no other reason to
     /// run.
-    fn collect_garbage(&self, ruby: &Ruby) {
+    fn collect_garbage(&self, ruby: &Ruby) -> Result<(), Error> {
+        self.waiters.forget_dead(ruby)?;
         let now = LocalTime::now();
         if self.collected.get().is_none_or(|last| now.ms_since(last) >= COLLECT_EVERY) {
             self.collected.set(Some(now));
             ruby.gc_start();
         }
+        Ok(())
     }
 
+    /// A place for a new connection has become free.
     fn wake_one(&self, ruby: &Ruby) -> Result<(), Error> {
-        if self.waiting.get() > 0 {
-            self.queue.get_inner_with(ruby).funcall::<_, _, Value>("push", (true,))?;
-        }
-        Ok(())
+        self.waiters.hand_on(ruby, None).map(drop)
     }
 
     fn give_back(&self, ruby: &Ruby, connection: Obj<Connection>) -> Result<(), Error> {
         if connection.is_inherited() {
             return Connection::close(ruby, connection);
         }
+        if self.waiters.hand_on(ruby, Some(connection))? {
+            return Ok(());
+        }
         connection.rest();
         self.idle.borrow_mut().push_back(connection.into());
-        self.close_surplus(ruby)?;
-        self.wake_one(ruby)
+        self.close_surplus(ruby)
     }
 
     /// Closes what has been idle for too long; the last one stays.
@@ -261,6 +259,15 @@ impl Pool {
         }
     }
 
+    /// After one connection was found dead, or at a server that is not the one to talk to, the others are no better: a repeat
+    /// must not meet the next of them.
+    fn close_idle(&self, ruby: &Ruby) -> Result<(), Error> {
+        while let Some(connection) = self.take_idle(ruby) {
+            Connection::close(ruby, connection)?;
+        }
+        self.wake_one(ruby)
+    }
+
     /// After a fork nothing that the parent opened is used, and nothing of it is told goodbye.
     fn forget_inherited(&self, ruby: &Ruby) -> Result<(), Error> {
         let generation = fork::generation();
@@ -269,7 +276,7 @@ impl Pool {
         }
         // A new count: the inherited connections go on counting in the old one.
         *self.open.borrow_mut() = Arc::default();
-        self.waiting.set(0);
+        self.waiters.clear();
         // One at a time: whatever is not in the list or on this stack is the garbage collector's.
         while let Some(connection) = self.take_inherited(ruby) {
             Connection::close(ruby, connection)?;
@@ -301,15 +308,20 @@ impl Pool {
         // The object comes first: it holds the place even if this fiber never comes back.
         let slot = Slot::take(&self.open.borrow());
         let connection = ruby.obj_wrap(Connection::new(slot));
-        let opened = self.connector.open(ruby)?;
+        let opened = match self.connector.open(ruby) {
+            Ok(opened) => opened,
+            Err(error) => {
+                Connection::close(ruby, connection)?;
+                return Err(error);
+            }
+        };
         connection.set_sockets(opened.io, opened.ssl);
         let mut session = self.begin(ruby, connection)?;
-        let outcome = self.introduce(ruby, &mut session);
-        match outcome {
+        match self.introduce(ruby, &mut session) {
             Ok(()) => Ok(session.end()),
             Err(error) => Err(match session.abandon() {
                 Some(Failure::Interrupt(interrupt)) => interrupt,
-                Some(Failure::Fault(fault, detail)) => self.connector.fault(ruby, fault, &detail),
+                Some(Failure::Fault(fault, detail)) => self.connector.handshake_fault(ruby, fault, &detail),
                 None => error,
             }),
         }

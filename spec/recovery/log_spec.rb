@@ -1,0 +1,71 @@
+# frozen_string_literal: true
+
+require "spec_helper"
+require_relative "../support/recording_logger"
+require_relative "../support/registry"
+require_relative "../support/sidekiq_hooks"
+
+RSpec.describe "What a sweep says" do
+  def sweep(logger = nil)
+    monitor.cleanup_orphaned_requests(300, logger)
+  end
+
+  def leave_work
+    write_entry("dead:1:00ff/ghost", payload: nil)
+    leave_orphans(task, task, task(args: ["bad"]))
+  end
+
+  let(:stubborn) { ->(job) { raise IOError, "disk full" if job["args"] == ["bad"] } }
+
+  it "is one summary to Sidekiq's logger at info when it has recovered something" do
+    leave_work
+    log = sidekiq_log(:debug) { on_push(stubborn) { sweep } }
+    expect(log.lines.size).to eq(1)
+    expect(log).to match(/INFO.*\[PatientHttp::Sidekiq\] .*\b2\b/)
+  end
+
+  it "is one summary to Sidekiq's logger at debug when it has recovered nothing" do
+    log = sidekiq_log(:debug) { sweep }
+    expect(log.lines.size).to eq(1)
+    expect(log).to match(/DEBUG.*\[PatientHttp::Sidekiq\] /)
+  end
+
+  it "is nothing to Sidekiq's logger at info when it has recovered nothing, though pushes failed" do
+    leave_orphans(task(args: ["bad"]))
+    expect(sidekiq_log(:info) { on_push(stubborn) { sweep(RecordingLogger.new) } }).to be_empty
+  end
+
+  it "is none of the lines for each job to Sidekiq's logger" do
+    ids = leave_work
+    log = sidekiq_log(:debug) { on_push(stubborn) { sweep(RecordingLogger.new) } }
+    expect(ids.select { |id| log.include?(id) }).to be_empty
+  end
+
+  it "is a line for each job to the logger that was passed, and no summary" do
+    leave_work
+    logger = RecordingLogger.new
+    sidekiq_log(:debug) { on_push(stubborn) { sweep(logger) } }
+    expect([logger.infos.size, logger.errors.size]).to eq([2, 2])
+  end
+
+  it "is not suppressed for a job, whatever the level of Sidekiq's logger" do
+    leave_work
+    logger = RecordingLogger.new
+    sidekiq_log(:fatal) { on_push(stubborn) { sweep(logger) } }
+    expect(logger.lines.size).to eq(4)
+  end
+
+  it "is in lines of its own, whatever bytes an id, a class, or an error's message has" do
+    leave_orphans(task("a\nb"), task("\xFF".b), task("\u00e9", class: "\u00c9t\u00e9"), task("c", args: ["bad"]))
+    logger = RecordingLogger.new
+    re_enqueued = on_push(->(job) { raise IOError, "\xFF\u00e9".b if job["args"] == ["bad"] }) { sweep(logger) }
+    expect(re_enqueued).to eq(3)
+    expect([logger.infos.size, logger.errors.size]).to eq([3, 1])
+    expect(logger.lines.map(&:last)).to all(be_valid_encoding.and(satisfy { |line| line.lines.size == 1 }))
+  end
+
+  it "tells Sidekiq's logger of jobs that lost their index entry" do
+    write_entry("dead:1:00ff/lost", payload: "{}", score: nil)
+    expect(sidekiq_log(:warn) { sweep(RecordingLogger.new) }).to match(/WARN.*\[PatientHttp::Sidekiq\] .*\b1\b/)
+  end
+end

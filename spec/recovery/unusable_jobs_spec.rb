@@ -1,0 +1,186 @@
+# frozen_string_literal: true
+
+require "spec_helper"
+require "rack/mock"
+require_relative "../support/recording_logger"
+require_relative "../support/registry"
+require_relative "../support/sidekiq_hooks"
+
+RSpec.describe "What can never be pushed" do
+  let(:settings) { PatientHttpMonitor::Settings.new.tap { |settings| settings.recovery_limit = 3 } }
+  let(:logger) { RecordingLogger.new }
+  let(:id) { "dead:1:00ff/unusable" }
+
+  before { allow(PatientHttpMonitor).to receive(:settings).and_return(settings) }
+
+  # As often as it may be refused, and once more.
+  def sweep(times = 4)
+    Array.new(times) do
+      age(id)
+      monitor.cleanup_orphaned_requests(300, logger)
+    end
+  end
+
+  def dead_payloads
+    REDIS.call("ZRANGE", "dead", 0, -1)
+  end
+
+  texts = {
+    "text that is not JSON" => "{secret",
+    "nothing" => "",
+    "bytes that are not UTF-8" => "\xFFsecret\xFE\x00".b,
+    "JSON with bytes in it that are not UTF-8" => "{\"class\":\"ReportJob\",\"jid\":\"1\",\"args\":[\"secret\xFF\"]}".b,
+    "JSON that nests too deeply" => "#{"[" * 200}\"secret\"#{"]" * 200}"
+  }
+  values = {
+    "a JSON Array" => "[\"secret\",{\"class\":\"ReportJob\"}]",
+    "a JSON String" => "\"secret\"",
+    "a JSON number" => "42.5",
+    "a JSON null" => "null"
+  }
+  hashes = {
+    "a job without class" => {"args" => ["secret"], "jid" => "b4a577edbccf1d805744efa9"},
+    "a job without args" => {"class" => "SecretJob", "secret" => "secret"},
+    "a job whose args are no Array" => {"class" => "ReportJob", "args" => "secret"},
+    "a job whose class is no String" => {"class" => ["secret"], "args" => []},
+    "a job whose queue is empty" => {"class" => "ReportJob", "args" => ["secret"], "queue" => ""},
+    "an empty job" => {}
+  }
+  # Sidekiq's page cannot show these as they are.
+  unshowable = {
+    "a job whose tags are no Array" => {"class" => "ReportJob", "args" => ["secret"], "tags" => "secret"},
+    "an encrypted job without args" => {"class" => "ReportJob", "encrypt" => true, "secret" => "secret"}
+  }
+  everything = texts.merge(values, hashes.merge(unshowable).transform_values { |job| JSON.generate(job) })
+
+  everything.each do |kind, text|
+    describe "#{kind}," do
+      before { write_entry(id, payload: text) }
+
+      it "stays registered after three refusals, and goes to Sidekiq's dead set after the fourth" do
+        sweep(3)
+        expect([entries, dead_payloads]).to eq([[id], []])
+        sweep(1)
+        expect([entries, dead_payloads.size]).to eq([[], 1])
+      end
+
+      it "never counts as re-enqueued, and gets an error line each time" do
+        expect(sweep).to eq([0, 0, 0, 0])
+        expect(queued).to be_empty
+        expect(logger.infos).to be_empty
+        expect(logger.errors).to all(start_with("[PatientHttp::Sidekiq] Failed to re-enqueue orphaned request #{id}: "))
+        expect(logger.errors.size).to eq(4)
+      end
+
+      it "shows in no line of any log" do
+        log = sidekiq_log(:debug) { sweep }
+        expect((logger.lines.map(&:last) + log.lines).join.downcase).not_to include("secret")
+      end
+
+      it "is tried for ever where there is no limit" do
+        settings.recovery_limit = nil
+        sweep(6)
+        expect([entries, dead_payloads]).to eq([[id], []])
+        expect(payload(id).b).to eq(text.b)
+      end
+    end
+  end
+
+  texts.each do |kind, text|
+    it "goes to the dead set byte for byte, without death handlers, where it is #{kind}" do
+      write_entry(id, payload: text)
+      expect(deaths { sweep }).to be_empty
+      expect(dead_payloads.map(&:b)).to eq([text.b])
+    end
+  end
+
+  values.each do |kind, text|
+    it "goes to the dead set as args of a Hash with a jid, with death handlers, where it is #{kind}" do
+      write_entry(id, payload: text)
+      called = deaths { sweep }
+      buried = JSON.parse(dead_payloads.first)
+      expect(buried).to include("class" => a_kind_of(String), "jid" => a_string_matching(/\A\h{24}\z/), "args" => [JSON.parse(text)])
+      expect(called.map(&:first)).to contain_exactly(a_hash_including(buried.slice("class", "jid", "args")))
+      expect(called.map(&:last)).to all(be_a(StandardError))
+    end
+  end
+
+  hashes.each do |kind, job|
+    it "goes to the dead set with all that it had and a jid, with death handlers, where it is #{kind}" do
+      write_entry(id, payload: JSON.generate(job))
+      called = deaths { sweep }
+      expect(JSON.parse(dead_payloads.first)).to include(job).and include("jid" => a_kind_of(String))
+      expect(called.map(&:first)).to contain_exactly(a_hash_including(job))
+    end
+  end
+
+  unshowable.each do |kind, job|
+    it "goes to the dead set with what it had in some form, where it is #{kind}" do
+      write_entry(id, payload: JSON.generate(job))
+      sweep
+      expect(JSON.parse(dead_payloads.first).to_s).to include("secret")
+    end
+  end
+
+  it "is refused for as long as the limit says" do
+    settings.recovery_limit = 1
+    write_entry(id, payload: "{secret")
+    sweep(1)
+    expect(dead_payloads).to be_empty
+    sweep(1)
+    expect(dead_payloads).to eq(["{secret"])
+  end
+
+  it "is counted for 72 hours from the first refusal on" do
+    before = keys
+    write_entry(id, payload: JSON.generate({"jid" => "b4a577edbccf1d805744efa9", "args" => []}))
+    sweep(1)
+    counter = keys - before - [Registry::INDEX, Registry::JOBS]
+    expect(counter.map { |key| ttl(key) }).to eq([259_200])
+    REDIS.call("EXPIRE", counter.first, 1_000)
+    sweep(1)
+    expect(counter.map { |key| ttl(key) }).to contain_exactly(be_within(10).of(1_000))
+  end
+
+  it "can be mended: a job that is no longer refused is re-enqueued" do
+    write_entry(id, payload: JSON.generate({"jid" => "b4a577edbccf1d805744efa9", "args" => []}))
+    sweep(3)
+    write_entry(id, payload: JSON.generate({"jid" => "b4a577edbccf1d805744efa9", "args" => [], "class" => "ReportJob"}))
+    expect(sweep(1)).to eq([1])
+    expect(dead_payloads).to be_empty
+  end
+
+  it "does not stop the others" do
+    write_entry(id, payload: "{secret")
+    leave_orphans(task, task)
+    expect(sweep.first).to eq(2)
+  end
+
+  [{"args" => ["secret"]}, {"class" => "ReportJob", "args" => [], "tags" => "secret"}].each do |job|
+    it "is discarded with a line where a job with #{job.keys.join(" and ")} says `dead: false`" do
+      write_entry(id, payload: JSON.generate(job.merge("dead" => false)))
+      called = deaths { sweep }
+      expect([entries, dead_payloads, called.size]).to eq([[], [], 1])
+      expect(logger.errors.last).to include("discarded")
+    end
+  end
+
+  everything.each do |kind, text|
+    it "does not make Sidekiq's page fail where it is #{kind}" do
+      write_entry(id, payload: text)
+      sweep
+      expect(dead_payloads.size).to eq(1)
+      expect(page_of_the_dead_set).to eq(200)
+    end
+  end
+
+  # @return [Integer] the HTTP status of Sidekiq's own page
+  def page_of_the_dead_set
+    # The warnings of that page are not ours.
+    verbose, $VERBOSE = $VERBOSE, nil
+    require "sidekiq/web"
+    Sidekiq::Web.new.call(Rack::MockRequest.env_for("/morgue?count=100", "rack.session" => {})).first
+  ensure
+    $VERBOSE = verbose
+  end
+end
