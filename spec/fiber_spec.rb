@@ -197,7 +197,7 @@ RSpec.describe "fibers under a Fiber scheduler" do
 
     it "are not waited for, woken or kept when their thread was killed while they waited for a connection" do
       outcome = outcome_of(<<~RUBY)
-        5.times do
+        3.times do
           kill_fibers(70)
           3.times { GC.start }
           Array.new(10_000) { "x" * 50 }

@@ -28,7 +28,10 @@ RSpec.describe "a Redis behind TLS" do
     FileUtils.rm_rf(@dir)
   end
 
-  before { @server.call("FLUSHALL") }
+  before do
+    @server.call("FLUSHALL")
+    @server.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+  end
 
   let(:url) { "rediss://localhost:#{@tls_port}/1" }
   let(:trusting) { {url: url, ssl_params: {ca_file: @authority.ca_file}} }
@@ -143,12 +146,12 @@ RSpec.describe "a Redis behind TLS" do
     via(**trusting) do
       monitor = monitor()
       monitor.register(task("of-parent"))
-      before = clients_of(@server).map { |client| client["id"] }
+      parents = clients_of(@server).map { |client| client["id"] }
       %i[exit! exit].product([-> {}, -> { GC.start }, -> { monitor.register(task) }]).each do |leave, work|
         expect(in_child(leave: leave) { [work.call, monitor.full_task_id("x")].last }).not_to eq(monitor.full_task_id("x"))
         expect(monitor.registered_task_ids).to eq([monitor.full_task_id("of-parent")])
       end
-      expect(eventually { clients_of(@server).map { |client| client["id"] } == before }).to be(true)
+      expect(eventually { clients_of(@server).map { |client| client["id"] } == parents }).to be(true)
     end
   end
 end

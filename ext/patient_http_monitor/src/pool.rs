@@ -215,7 +215,7 @@ impl Pool {
     /// Connections of fibers whose thread was killed are freed by the garbage collector alone, which may have no other reason to
     /// run.
     fn collect_garbage(&self, ruby: &Ruby) -> Result<(), Error> {
-        self.waiters.forget_dead(ruby)?;
+        self.waiters.forget_lost(ruby)?;
         let now = LocalTime::now();
         if self.collected.get().is_none_or(|last| now.ms_since(last) >= COLLECT_EVERY) {
             self.collected.set(Some(now));

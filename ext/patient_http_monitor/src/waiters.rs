@@ -3,9 +3,11 @@
 //!
 //! One queue that all wait in would not do. Ruby keeps its waiters on their stacks, and a fiber whose thread was killed never
 //! takes itself off: waking it once its stack was freed touches memory that is someone else's by then. So each waiter is kept
-//! with its fiber, which keeps the stack, and one whose thread is dead is forgotten instead of woken.
+//! with its fiber, which keeps the stack, and one that will never run again is forgotten instead of woken.
 
 use crate::connection::Connection;
+use inflight_registry::LocalTime;
+use inflight_registry::units::seconds_to_ms;
 use magnus::rb_sys::{AsRawValue, FromRawValue};
 use magnus::typed_data::Obj;
 use magnus::value::{InnerValue, Opaque, ReprValue};
@@ -18,7 +20,12 @@ struct Waiter {
     thread: Opaque<Value>,
     fiber: Opaque<Value>,
     mailbox: Opaque<Value>,
+    /// When it takes itself off at the latest, if it ever runs again.
+    until: LocalTime,
 }
+
+/// By how much a scheduler that is busy may be late, in ms. A waiter that is taken for lost and is not looks again by itself.
+const GRACE_MS: i64 = 500;
 
 /// How a wait ended.
 pub(crate) enum Woken {
@@ -54,8 +61,13 @@ impl Waiters {
             ruby.class_object().const_get::<_, RClass>("Thread")?.const_get::<_, RClass>("Queue")?.new_instance(())?;
         let options = ruby.hash_new();
         options.aset(ruby.to_symbol("timeout"), timeout)?;
-        let waiter =
-            Waiter { thread: ruby.thread_current().as_value().into(), fiber: current_fiber().into(), mailbox: mailbox.into() };
+        let until = LocalTime::now().ahead(seconds_to_ms(timeout));
+        let waiter = Waiter {
+            thread: ruby.thread_current().as_value().into(),
+            fiber: current_fiber().into(),
+            mailbox: mailbox.into(),
+            until,
+        };
         if again {
             self.0.borrow_mut().push_front(waiter);
         } else {
@@ -94,7 +106,7 @@ impl Waiters {
             // On this stack for as long as the mailbox is touched.
             let fiber = waiter.fiber.get_inner_with(ruby);
             let mailbox = waiter.mailbox.get_inner_with(ruby);
-            if !is_alive(ruby, waiter)? {
+            if is_lost(ruby, waiter)? {
                 continue;
             }
             let news = connection.map_or_else(|| ruby.qtrue().as_value(), |connection| connection.as_value());
@@ -108,16 +120,16 @@ impl Waiters {
         }
     }
 
-    /// Forgets those whose thread is dead: they keep their fibers, and with them whatever these had in hand.
+    /// Forgets those that will never run again: they keep their fibers, and with them whatever these had in hand.
     ///
     /// # Errors
     /// Interrupts.
-    pub(crate) fn forget_dead(&self, ruby: &Ruby) -> Result<(), Error> {
+    pub(crate) fn forget_lost(&self, ruby: &Ruby) -> Result<(), Error> {
         let mut looked_at = self.0.borrow().len();
         while looked_at > 0 {
             looked_at -= 1;
             let Some(waiter) = self.0.borrow().get(looked_at).copied() else { continue };
-            if !is_alive(ruby, waiter)? {
+            if is_lost(ruby, waiter)? {
                 self.forget(ruby, waiter.mailbox.get_inner_with(ruby));
             }
         }
@@ -138,8 +150,12 @@ impl Waiters {
     }
 }
 
-fn is_alive(ruby: &Ruby, waiter: Waiter) -> Result<bool, Error> {
-    waiter.thread.get_inner_with(ruby).funcall("alive?", ())
+/// Whether its thread is dead, or its fiber was given up by its scheduler.
+fn is_lost(ruby: &Ruby, waiter: Waiter) -> Result<bool, Error> {
+    if LocalTime::now().ms_since(waiter.until) > GRACE_MS {
+        return Ok(true);
+    }
+    waiter.thread.get_inner_with(ruby).funcall::<_, _, bool>("alive?", ()).map(|alive| !alive)
 }
 
 fn read(news: Value) -> Result<Woken, Error> {
