@@ -60,7 +60,7 @@ RSpec.describe "putting the class into its place" do
       end
 
       it "works when required after it" do
-        warning = eager ? /\A.*warning: patient_http_monitor: .*replaced.*\z/ : /\A\z/
+        warning = eager ? /\Apatient_http_monitor: .*replaced.*\z/ : /\A\z/
         expect_native(ruby(<<~RUBY + check, env: env, load_path: [other.lib]), warning: warning)
           require "patient_http/sidekiq"
           require "patient_http_monitor"
@@ -90,7 +90,7 @@ RSpec.describe "putting the class into its place" do
       raise "changed" unless old.register(nil) == "in plain Ruby"
       raise "not replaced" if old.is_a?(PatientHttp::Sidekiq::TaskMonitor)
     RUBY
-    expect_native(outcome, warning: /\A.*warning: patient_http_monitor: .*TaskMonitor was in use already and is replaced.*\z/)
+    expect_native(outcome, warning: /\Apatient_http_monitor: .*TaskMonitor was in use already and is replaced.*\z/)
   end
 
   it "is not undone by a folder that is a symbolic link" do

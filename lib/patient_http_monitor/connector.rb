@@ -24,8 +24,8 @@ module PatientHttpMonitor
       [:IPPROTO_TCP, :TCP_KEEPCNT, KEEP_ALIVE_PROBES]
     ].select { |names| names.first(2).all? { |name| Socket.const_defined?(name) } }
       .map { |level, option, value| [Socket.const_get(level), Socket.const_get(option), value].freeze }.freeze
-    # What opening a socket and shaking hands may raise.
-    CONNECT_ERRORS = [SystemCallError, SocketError, IOError, OpenSSL::OpenSSLError].freeze
+    # What opening a socket and shaking hands may raise. IOError is not among it: it would be someone's interrupt.
+    CONNECT_ERRORS = [SystemCallError, SocketError, OpenSSL::OpenSSLError].freeze
     # This gem introduces itself with these; a Redis before 7.2 does not know them, which is no error.
     INTRODUCTION = [
       ["CLIENT", "SETINFO", "LIB-NAME", "patient_http_monitor"].freeze,
@@ -67,9 +67,13 @@ module PatientHttpMonitor
     # @raise [RedisClient::CannotConnectError] naming host and port
     def open
       io = @config.path ? UNIXSocket.new(@config.path) : open_tcp
+      tune(io) unless @config.path
       [io, @config.ssl ? secure(io) : nil]
-    rescue *CONNECT_ERRORS => error
+    rescue *CONNECT_ERRORS, ::RedisClient::ConnectionError => error
       io&.close
+      # FailoverError and CannotConnectError stay what they are, as in redis-client.
+      raise if error.is_a?(::RedisClient::FailoverError) || error.is_a?(::RedisClient::CannotConnectError)
+
       raise RedisErrors.connection("CannotConnectError", error.message, @config)
     rescue Exception # rubocop:disable Lint/RescueException -- an interrupt must not leave the socket behind
       io&.close
@@ -126,13 +130,17 @@ module PatientHttpMonitor
     # @param message [String]
     # @return [RedisClient::CannotConnectError] caused by it
     def handshake_error(name, message)
-      raise connection_error(name, message)
-    rescue ::RedisClient::Error
-      begin
-        raise connection_error("CannotConnectError", message)
-      rescue ::RedisClient::CannotConnectError => error
-        error
-      end
+      cannot_connect(connection_error(name, message), message)
+    end
+
+    # @param message [String] as the server sent it
+    # @param command [String] its name
+    # @return [RedisClient::Error] CannotConnectError where redis-client says so
+    def handshake_command_error(message, command)
+      # Redis quotes the arguments of a command that it does not know; the password is one of AUTH's.
+      message = message.sub(/,? with args beginning with:.*/m, "")
+      error = command_error(message, command)
+      error.is_a?(::RedisClient::ConnectionError) ? cannot_connect(error, message) : error
     end
 
     # @param message [String] as the server sent it
@@ -159,12 +167,25 @@ module PatientHttpMonitor
 
     private
 
+    # @return [RedisClient::CannotConnectError] with the other error as its cause
+    def cannot_connect(error, message)
+      raise error
+    rescue ::RedisClient::Error
+      begin
+        raise connection_error("CannotConnectError", message)
+      rescue ::RedisClient::CannotConnectError => caused
+        caused
+      end
+    end
+
     def open_tcp
       timeout = @config.connect_timeout
-      socket = Socket.tcp(@config.host, @config.port, connect_timeout: timeout, resolv_timeout: timeout)
+      Socket.tcp(@config.host, @config.port, connect_timeout: timeout, resolv_timeout: timeout)
+    end
+
+    def tune(socket)
       socket.setsockopt(Socket::IPPROTO_TCP, Socket::TCP_NODELAY, 1)
       KEEP_ALIVE.each { |level, option, value| socket.setsockopt(level, option, value) }
-      socket
     end
 
     def secure(io)

@@ -42,16 +42,18 @@ module PatientHttpMonitor
         job = showable?(value) ? value : {"class" => WRAPPER, "args" => [value], "queue" => "default"}
         job["dead"] = false if value.is_a?(Hash) && value["dead"] == false
         bury(job, registry_id, UnusableJobError.new(reason))
-      rescue UnusableJobError
+      rescue UnusableJobError, JSON::JSONError
+        # The second: JSON that Ruby reads and does not write, such as 1e999, or arrays as deep as it goes.
         add(payload)
         true
       end
 
       private
 
-      # Sidekiq's page joins tags, and looks into the args of an encrypted job.
+      # Sidekiq's page joins tags, and looks into the args of encrypted and of ActiveJob's jobs.
       def showable?(value)
-        value.is_a?(Hash) && (value["tags"].nil? || value["tags"].is_a?(Array)) && (!value["encrypt"] || value["args"].is_a?(Array))
+        value.is_a?(Hash) && (value["tags"].nil? || value["tags"].is_a?(Array)) && !value["encrypt"] && !value["wrapped"] &&
+          !value["class"].to_s.include?("ActiveJob")
       end
 
       def add(payload)

@@ -44,7 +44,7 @@ module PatientHttpMonitor
         return if pending
 
         warn "patient_http_monitor: PatientHttp::Sidekiq::TaskMonitor was in use already and is replaced; monitors made before " \
-          "keep the Ruby class. Require patient_http_monitor earlier.", uplevel: 2
+          "keep the Ruby class. Require patient_http_monitor earlier."
       end
 
       # A later explicit require of the Ruby file would reopen this class and overwrite its methods.

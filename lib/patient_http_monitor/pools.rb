@@ -6,33 +6,24 @@ module PatientHttpMonitor
   #
   # @api private
   module Pools
-    # Sidekiq's pool to ours, neither kept alive by it.
-    @by_sidekiq_pool = ObjectSpace::WeakMap.new
-    # Ours, kept alive for as long as the pool it belongs to.
-    @kept = []
-    @mutex = Mutex.new
+    # Where Sidekiq's pool keeps ours: so the two live and die together, and a map of them all needs neither weak references nor a
+    # lock.
+    PLACE = :@patient_http_monitor_pool
+    private_constant :PLACE
 
     class << self
       # @param sidekiq_pool [ConnectionPool]
       # @return [Pool] always the same one for the same pool
       def for(sidekiq_pool)
-        @by_sidekiq_pool[sidekiq_pool] || add(sidekiq_pool)
+        sidekiq_pool.instance_variable_get(PLACE) || add(sidekiq_pool)
       end
 
       private
 
       def add(sidekiq_pool)
-        # May wait for a client of that pool, so not under the mutex.
+        # May wait for a client of that pool, and another thread may be first.
         pool = Pool.new(Connector.new(sidekiq_pool))
-        @mutex.synchronize do
-          known = @by_sidekiq_pool[sidekiq_pool]
-          return known if known
-
-          alive = @by_sidekiq_pool.values
-          @kept.select! { |kept| alive.any? { |other| other.equal?(kept) } }
-          @kept << pool
-          @by_sidekiq_pool[sidekiq_pool] = pool
-        end
+        sidekiq_pool.instance_variable_get(PLACE) || sidekiq_pool.instance_variable_set(PLACE, pool)
       end
     end
   end

@@ -12,7 +12,9 @@ module PatientHttpMonitor
     Orphan = Struct.new(:id, :payload, :counted_by, :recoveries)
     # What a sweep did, by number of orphans; the last is those whose lease went to someone else.
     Tally = Struct.new(:recovered, :repeated, :dead, :ghosts, :restored, :failed, :lost)
-    private_constant :PREFIX, :Orphan, :Tally
+    # After so many pushes in a row that found no Redis, a sweep ends.
+    FAILURES_OF_REDIS = 3
+    private_constant :PREFIX, :Orphan, :Tally, :FAILURES_OF_REDIS
 
     # @param monitor [PatientHttp::Sidekiq::TaskMonitor] who sweeps
     # @param orphan_threshold_seconds [#to_f] in s
@@ -22,6 +24,7 @@ module PatientHttpMonitor
       @threshold = orphan_threshold_seconds
       @logger = logger
       @tally = Tally.new(*Array.new(Tally.members.size, 0))
+      @failures_of_redis = 0
     end
 
     # @return [Integer] how many jobs were handed to Sidekiq
@@ -47,7 +50,7 @@ module PatientHttpMonitor
         @sweep.keep_alive
         step = @sweep.claim
       end
-      restore
+      @sweep.stopped? ? wait_for_peers : restore
     rescue ::RedisClient::Error, ::ConnectionPool::TimeoutError => error
       ::Sidekiq.logger.error("#{PREFIX}Sweep ended early, the rest is left to the next one: #{error.class} - #{error.message}")
     end
@@ -82,11 +85,10 @@ module PatientHttpMonitor
       jid = ::Sidekiq::Client.push(job)
     rescue UnusableJobError => error
       refuse(orphan, nil, lease, error)
-    rescue ArgumentError => error
-      refused?(job) ? refuse(orphan, job, lease, error) : report_failure(orphan.id, error, job)
-    rescue => error
-      report_failure(orphan.id, error, job)
+    rescue StandardError, ScriptError => error
+      refused?(job) ? refuse(orphan, job, lease, error) : fail_push(orphan, error, job)
     else
+      @failures_of_redis = 0
       @tally.recovered += 1
       @tally.repeated += 1 if orphan.recoveries.positive?
       begin
@@ -103,12 +105,23 @@ module PatientHttpMonitor
       value.is_a?(Hash) ? value : raise(UnusableJobError, "the stored job is not a Hash but #{value.class}")
     end
 
-    # Whether Sidekiq itself refuses the job: an ArgumentError may come from a client middleware as well, which a deploy mends.
+    # Whether Sidekiq itself refuses the job, or cannot write it: an ArgumentError may come from a client middleware as well, and
+    # counts for nothing then.
     def refused?(job)
-      Object.new.extend(::Sidekiq::JobUtil).send(:normalize_item, job)
+      ::Sidekiq.dump_json(Object.new.extend(::Sidekiq::JobUtil).send(:normalize_item, job))
       false
-    rescue ArgumentError
+    rescue
       true
+    end
+
+    # A push that fails leaves the lease, and the job is tried again when it runs out. Where Redis is gone, trying the rest would
+    # take a timeout for each.
+    def fail_push(orphan, error, job)
+      report_failure(orphan.id, error, job)
+      return @failures_of_redis = 0 unless error.is_a?(::RedisClient::ConnectionError)
+
+      @failures_of_redis += 1
+      raise error if @failures_of_redis >= FAILURES_OF_REDIS
     end
 
     # What can never be pushed is tried as often as a job may be recovered, since a deploy may mend it, and buried then.
@@ -133,6 +146,8 @@ module PatientHttpMonitor
       @tally.dead += 1
       fate = added ? "it is in Sidekiq's dead set now" : "it is discarded, since the job says `dead: false`"
       failed(orphan.id, error.class, "#{without_job(error.message, job)}; #{fate}")
+    rescue ::RedisClient::ConnectionError
+      raise
     rescue => raised
       report_failure(orphan.id, raised, job)
     end
@@ -149,10 +164,10 @@ module PatientHttpMonitor
 
     def report_success(orphan, job, jid)
       if jid
-        @logger&.info("#{PREFIX}Re-enqueued orphaned request #{printable(orphan.id)} to #{job["class"]}")
+        log(:info, "Re-enqueued orphaned request #{printable(orphan.id)} to #{one_line(job["class"])}")
       else
-        ::Sidekiq.logger.info("#{PREFIX}Orphaned request #{printable(orphan.id)} to #{job["class"]} was stopped by a client " \
-          "middleware")
+        ::Sidekiq.logger.info("#{PREFIX}Orphaned request #{printable(orphan.id)} to #{one_line(job["class"])} was stopped by a " \
+          "client middleware")
       end
     end
 
@@ -167,7 +182,14 @@ module PatientHttpMonitor
     end
 
     def failed(id, error_class, message)
-      @logger&.error("#{PREFIX}Failed to re-enqueue orphaned request #{printable(id)}: #{error_class} - #{message}")
+      log(:error, "Failed to re-enqueue orphaned request #{printable(id)}: #{error_class} - #{one_line(message)}")
+    end
+
+    # A logger that fails must not stop the jobs that it is told of.
+    def log(level, line)
+      @logger&.public_send(level, "#{PREFIX}#{line}")
+    rescue => error
+      ::Sidekiq.logger.error("#{PREFIX}The logger of a sweep failed: #{error.class}")
     end
 
     # Ids are the application's and may hold anything; a line of the log is one line of text.
@@ -175,14 +197,22 @@ module PatientHttpMonitor
       id.valid_encoding? && id.encoding == Encoding::UTF_8 && !id.match?(/[[:cntrl:]]/) ? id : id.inspect
     end
 
-    # Sidekiq quotes the whole job in its errors; a log is no place for it.
+    # Sidekiq quotes the whole job in its errors, and a middleware may quote its arguments; a log is no place for them.
     def without_job(message, job)
       message = text(message)
-      job ? message.gsub(text(job.to_s), "{...}") : message
+      return message unless job
+
+      message = message.gsub(text(job.to_s), "{...}")
+      args = job["args"]
+      args.nil? || args == [] ? message : message.gsub(text(args.inspect), "[...]")
     end
 
-    def text(string)
-      string.dup.force_encoding(Encoding::UTF_8).scrub
+    def one_line(string)
+      text(string).gsub(/[[:cntrl:]]+/, " ").strip
+    end
+
+    def text(object)
+      object.to_s.dup.force_encoding(Encoding::UTF_8).scrub
     end
 
     def summarize(started)

@@ -87,7 +87,7 @@ module PatientHttp
       #   @return [nil]
       #   @raise [NoMethodError] for a task without `id` or `task_handler`; nothing is written
       #   @raise [JSON::GeneratorError] for a job that JSON cannot express; nothing is written
-      #   @raise [ArgumentError] when `config` answers something that is no number of seconds; nothing is written
+      #   @raise [ArgumentError, TypeError] when `config` answers something that is no number of seconds; nothing is written
       #   @raise [RedisClient::Error]
 
       # @!method unregister(task)
@@ -99,9 +99,9 @@ module PatientHttp
       # @!method update_heartbeats(ids)
       #   Shows that requests of this process are alive: refreshes those that are registered, and the TTL of the registry. Never
       #   adds one. An empty Array costs no round trip.
-      #   @param ids [Array<String>] task ids
+      #   @param ids [Array<String>, Enumerable<String>] task ids
       #   @return [nil]
-      #   @raise [TypeError] for what is no Array
+      #   @raise [TypeError] for anything else, a Hash included
       #   @raise [RedisClient::Error]
 
       # @!method registered?(task)

@@ -3,6 +3,7 @@
 require "spec_helper"
 require "support/certificates"
 require "support/children"
+require "support/fiber_scheduler"
 require "support/observing"
 
 RSpec.describe "a Redis behind TLS" do
@@ -107,6 +108,22 @@ RSpec.describe "a Redis behind TLS" do
       stored = Sidekiq.redis { |redis| redis.call("HGET", "sidekiq:patient_http:inflight_jobs", monitor.full_task_id("large")) }
       expect(JSON.parse(stored)["args"]).to eq(["x" * 5_000_000])
     end
+  end
+
+  it "lets the other fibers of a Fiber scheduler go on while one of them waits" do
+    pool = Sidekiq::RedisConnection.create(**trusting, timeout: 5)
+    monitor = monitor()
+    ticks = done = 0
+    @server.freeze_for_a_while do
+      thaw = Thread.new { sleep 0.3 and Process.kill(:CONT, @server.pid) }
+      FiberScheduler.run do
+        20.times { |number| Fiber.schedule { Sidekiq::Client.via(pool) { monitor.register(task(number.to_s)) || done += 1 } } }
+        Fiber.schedule { sleep(0.01) && ticks += 1 until done == 20 }
+      end
+      thaw.join
+    end
+    expect(ticks).to be > 5
+    expect(Sidekiq::Client.via(pool) { monitor.registered_task_ids.size }).to eq(20)
   end
 
   it "answers the next call when it had dropped the idle connection" do

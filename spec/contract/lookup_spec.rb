@@ -80,7 +80,8 @@ RSpec.describe "TaskMonitor#registered_task_ids" do
     2_500.times.each_slice(500) do |numbers|
       REDIS.call("ZADD", Registry::INDEX, *numbers.flat_map { |number| [number, "other:1:ab/#{number}"] })
     end
-    600.times { |number| one.register(task("mine-#{number}")) }
-    expect(one.registered_task_ids).to match_array([one.full_task_id("first")] + (0...600).map { |number| one.full_task_id("mine-#{number}") })
+    mine = Array.new(600) { |number| "mine-#{number}" }
+    mine.each { |id| one.register(task(id)) }
+    expect(one.registered_task_ids).to match_array(["first", *mine].map { |id| one.full_task_id(id) })
   end
 end

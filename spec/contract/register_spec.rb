@@ -124,7 +124,7 @@ RSpec.describe "TaskMonitor#register" do
       when 2 then random.rand(-(2**70)..2**70)
       when 3 then [0.0, -0.0, 1.0e22, 1e-7, 1e16, 123_456.789, Float::MIN, Float::MAX, random.rand].sample(random: random)
       when 4 then Array.new(random.rand(20)) { random.rand(0x20..0x7e).chr }.join
-      when 5 then ["\u2028\u2029", "</script>", "\u0000\u001f\u007f", "\u{1F468}\u{200D}\u{1F469}", "\\/\"\b\f\n\r\t"].sample(random: random)
+      when 5 then ["\u2028\u2029", "</script>", "\u0000\u001f\u007f", "\u{1F468}\u{200D}", "\\/\"\b\f\n\r\t"].sample(random: random)
       when 6 then [:a_symbol, Time.at(0, in: "UTC"), Rational(1, 3), 1..3, Object].sample(random: random)
       when 7 then Struct.new(:name) { def to_json(*) = "{\"own\":true}" }.new("x")
       when 8 then Array.new(random.rand(4)) { any_json_value(random, depth - 1) }

@@ -90,6 +90,13 @@ RSpec.describe "A job without an index entry" do
     expect { collector.cleanup_orphaned_requests(300, logger) }.not_to(change { score(live.full_task_id(request.id)) })
   end
 
+  it "is found though a live process has an entry without a job, which makes up the number" do
+    (live = monitor).ping_process
+    write_entry(live.full_task_id("ghost"), payload: nil)
+    3.times { collector.cleanup_orphaned_requests(300, logger) }
+    expect(score(lost)).not_to be_nil
+  end
+
   it "is found though an orphan without a job makes up the number" do
     write_entry("dead:1:00ff/ghost", payload: nil)
     2.times { collector.cleanup_orphaned_requests(300, logger) }

@@ -79,7 +79,8 @@ RSpec.describe "A job that kills each process it runs in" do
     id = kill_another_process(**job)
     monitor.cleanup_orphaned_requests(300, logger)
     expect(logger.lines.size).to eq(1)
-    expect(logger.errors.first).to match(/\A\[PatientHttp::Sidekiq\] Failed to re-enqueue orphaned request #{Regexp.escape(id)}: \S+ - .*dead set/)
+    expect(logger.errors.first)
+      .to match(/\A\[PatientHttp::Sidekiq\] Failed to re-enqueue orphaned request #{Regexp.escape(id)}: \S+ - .*dead set/)
     expect(logger.errors.first).not_to include("arsenic")
   end
 

@@ -150,6 +150,20 @@ RSpec.describe "What can never be pushed" do
     expect(dead_payloads).to be_empty
   end
 
+  it "stays registered, with a line, while the dead set cannot take it, and does not stop the others" do
+    write_entry(id, payload: "{secret")
+    sweep(3)
+    leave_orphans(task, task)
+    age(id, seconds: 7_200)
+    REDIS.call("SET", "dead", "of another type")
+    expect(monitor.cleanup_orphaned_requests(300, logger)).to eq(2)
+    expect([entries, logger.errors.size]).to eq([[id], 4])
+    expect(logger.errors.last).to match(/#{id}: RedisClient::\w+ - /)
+    REDIS.call("DEL", "dead")
+    sweep(1)
+    expect([entries, dead_payloads]).to eq([[], ["{secret"]])
+  end
+
   it "does not stop the others" do
     write_entry(id, payload: "{secret")
     leave_orphans(task, task)

@@ -127,9 +127,11 @@ module Demo
         row(finished)
         return if finished == Feeder::TOTAL || time > TIME_LIMIT
 
-        if !@victim && now - first_row > PEACE && candidate
+        peace_is_over = !@victim && now - first_row > PEACE
+        if peace_is_over && candidate
           kill(candidate)
-        else
+        elsif !(peace_is_over && fullest.in_flight >= KILL_AT)
+          # Otherwise nothing is added until all that was enqueued is registered.
           @feeder.feed(finished)
         end
         @signals.pause(ROW_EVERY)
@@ -145,8 +147,11 @@ module Demo
     # Not while a job is on its way from the queue to the registry: what a killed process holds there is lost by Sidekiq itself
     # (its basic fetch), before there is any request to register.
     def candidate
-      fullest = @processes.max_by(&:in_flight)
       fullest if fullest.in_flight >= KILL_AT && Ledger.registered_count == @feeder.enqueued
+    end
+
+    def fullest
+      @processes.max_by(&:in_flight)
     end
 
     def kill(process)

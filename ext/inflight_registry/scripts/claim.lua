@@ -1,10 +1,11 @@
 -- Leases orphans to the collector that calls: their score becomes a fresh heartbeat, which every version of the gem leaves
 -- alone, and which grows stale again if the collector dies.
--- KEYS: index, jobs, then the capacity keys of the processes concerned.
--- ARGV: cut-off in ms, shift of the clock in ms, most payload bytes to return, then for each id: the id, and the position of
--- its process's capacity key in KEYS.
--- Returns how many ids were looked at, the lease, the leased ids and payloads alternately, and the ids that had no payload
--- (removed: there is nothing to recover).
+-- KEYS: index, jobs, the collector's own capacity key, then those of the processes concerned.
+-- ARGV: cut-off in ms, shift of the clock in ms, most payload bytes to return, 1 if the collector must be alive itself, then for
+-- each id: the id, and the position of its process's capacity key in KEYS.
+-- Returns how many ids were looked at (-1: none, the collector's own proof of life is gone), the lease, the leased ids and
+-- payloads alternately, and the ids that had no payload (removed: there is nothing to recover).
+if ARGV[4] == '1' and redis.call('EXISTS', KEYS[3]) == 0 then return {-1, ARGV[1], {}, {}} end
 local index, jobs, cutoff = KEYS[1], KEYS[2], tonumber(ARGV[1])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[2]
@@ -12,7 +13,7 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000) + ARGV[2]
 local lease = string.format('%.0f', math.max(now, cutoff))
 local limit, bytes, looked = tonumber(ARGV[3]), 0, 0
 local leased, ghosts = {}, {}
-for i = 4, #ARGV, 2 do
+for i = 5, #ARGV, 2 do
   local id = ARGV[i]
   local score = redis.call('ZSCORE', index, id)
   if score and tonumber(score) < cutoff and redis.call('EXISTS', KEYS[tonumber(ARGV[i + 1])]) == 0 then

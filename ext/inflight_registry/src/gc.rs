@@ -8,24 +8,18 @@ use redis::{ConnectionLike, Pipeline};
 
 /// Takes the lock if nobody holds it, or if its holder is dead: a member of the process set without a capacity key.
 ///
-/// Holding it already counts as not acquired, unless the same call is repeated after its answer was lost: then the first try
-/// may have taken it. `held_before` tells whether the caller knew itself to be the holder before the first try.
+/// Holding it already counts as not acquired, if the caller knows (`held`). If it does not, an earlier try took the lock, whose
+/// answer was lost in a repeat or a timeout: then it counts as acquired, and has its full TTL again.
 ///
 /// # Errors
 /// Whatever Redis answers, and failures of the connection.
-pub fn acquire_lock(
-    conn: &mut impl ConnectionLike,
-    process: &ProcessId,
-    ttl: Ttl,
-    attempt: Attempt,
-    held_before: bool,
-) -> Result<bool> {
-    let ttl = ttl.as_secs().to_string();
-    let holder: Option<Vec<u8>> =
-        eval(conn, &scripts::ACQUIRE_LOCK, &[GC_LOCK.as_bytes()], &[process.as_bytes(), ttl.as_bytes()])?;
+pub fn acquire_lock(conn: &mut impl ConnectionLike, process: &ProcessId, ttl: Ttl, held: bool) -> Result<bool> {
+    let (ttl, held) = (ttl.as_secs().to_string(), u8::from(held).to_string());
+    let args = [process.as_bytes(), ttl.as_bytes(), held.as_bytes()];
+    let holder: Option<Vec<u8>> = eval(conn, &scripts::ACQUIRE_LOCK, &[GC_LOCK.as_bytes()], &args)?;
     let Some(holder) = holder else { return Ok(true) };
     if holder == process.as_bytes() {
-        return Ok(attempt == Attempt::Repeat && !held_before);
+        return Ok(false);
     }
     eval(
         conn,

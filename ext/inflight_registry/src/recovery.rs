@@ -2,15 +2,16 @@
 //!
 //! A collector first *leases* an orphan (its score becomes a fresh heartbeat), then pushes the job, then *settles*: removes the
 //! entry if the lease is still its own. Whatever dies when, the job is in the registry, in the queue, or for a blink in both;
-//! never in neither. The push is the caller's, between [`Sweep::claim`] and [`settle`].
+//! never in neither. The push is the caller's, between [`Sweep::claim`] and [`Sweep::settle`].
 
 use crate::entries::{add_expiry, server_us};
 use crate::exchange::{command, eval, pipeline, typed};
 use crate::keys::{self, INDEX, JOBS};
 use crate::{Error, Millis, ProcessId, RegistryId, Result, Ttl, processes, scripts};
 use redis::{ConnectionLike, Pipeline};
-use serde::Deserialize;
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::fmt;
 
 /// How many stale entries a page holds.
 const PAGE: usize = 500;
@@ -18,20 +19,30 @@ const PAGE: usize = 500;
 const CLAIM: usize = 100;
 /// and how many bytes of jobs, unless a single one has more.
 const CLAIM_BYTES: usize = 1_000_000;
-/// How many jobs a page of [`Sweep::restore`] looks at.
+/// How many jobs a page of [`Sweep::restore`] looks at,
 const RESTORE: usize = 100;
+/// how many where the server cannot leave the jobs themselves out of it,
+const RESTORE_WITH_PAYLOADS: usize = 10;
+/// and how many pages a sweep looks at when the numbers of jobs and entries give no reason to look.
+const RESTORE_PAGES: usize = 10;
+
+/// How far a negative threshold reaches beyond now, in ms.
+const MOMENT: i64 = 1_000;
 
 /// Everything that a sweep must know from the start.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan<'a> {
     /// Who sweeps.
     pub process: &'a ProcessId,
-    /// An entry is stale when its heartbeat is older than this, in ms. 0 or less takes everything before now.
+    /// An entry is stale when its heartbeat is older than this, in ms. 0 takes everything before now, less than 0 what is of this
+    /// very moment too.
     pub threshold_ms: i64,
     /// Added to the server's time, in ms: 0 but for tests that travel in time.
     pub shift: i64,
     /// The TTL of the registry's keys, which a sweep renews.
     pub ttl: Ttl,
+    /// Where the look for jobs without an index entry goes on: [`Sweep::restore_cursor`] of the last sweep, 0 at first.
+    pub restore_from: u64,
 }
 
 /// An orphan on lease.
@@ -88,6 +99,10 @@ pub struct Sweep {
     cutoff: Millis,
     shift: i64,
     ttl: Ttl,
+    /// The collector's own proof of life, and whether it must hold.
+    own_capacity: Vec<u8>,
+    must_be_alive: bool,
+    found_dead: bool,
     cursor: Option<Cursor>,
     /// Processes found alive in this pass: their entries are passed over without asking again.
     alive: HashSet<Vec<u8>>,
@@ -95,16 +110,21 @@ pub struct Sweep {
     candidates: VecDeque<RegistryId>,
     /// Whether this pass found anything: if so, another one looks for what it may have missed.
     progress: bool,
-    /// Whether there are jobs that the index does not know.
-    unindexed: bool,
-    restore_cursor: Option<Vec<u8>>,
+    /// Recoveries of a job as they were when this sweep first met it. A job may have had several requests in flight: one death of
+    /// its process is one recovery, however many there were.
+    recoveries: HashMap<Vec<u8>, u64>,
+    counted: HashSet<Vec<u8>>,
+    refusals: HashMap<Vec<u8>, u64>,
+    restore_cursor: u64,
+    /// How many pages of jobs are still to be looked at.
+    restore_pages: usize,
 }
 
 /// What a collector finds when it begins.
 #[derive(Debug)]
 pub enum Begun {
     /// It may sweep.
-    Ready(Sweep),
+    Ready(Box<Sweep>),
     /// Its own proof of life has run out although it pinged: it was silent for too long, or Redis was down, and then everyone
     /// looks dead who is not.
     NotAlive,
@@ -133,21 +153,34 @@ impl Sweep {
         if must_be_alive && !alive {
             return Ok(Begun::NotAlive);
         }
-        Ok(Begun::Ready(Self {
-            cutoff: now.back(plan.threshold_ms),
+        Ok(Begun::Ready(Box::new(Self {
+            // A lease is never below the cut-off: one far in the future would keep a job whose push failed from everyone.
+            cutoff: now.back(plan.threshold_ms.max(-MOMENT)),
             shift: plan.shift,
             ttl: plan.ttl,
+            own_capacity: keys::capacity(plan.process.as_bytes()),
+            must_be_alive,
+            found_dead: false,
+            recoveries: HashMap::new(),
+            counted: HashSet::new(),
+            refusals: HashMap::new(),
             cursor: None,
             alive: HashSet::new(),
             candidates: VecDeque::new(),
             progress: false,
-            unindexed: jobs > entries,
-            restore_cursor: None,
-        }))
+            // More jobs than entries: some have none, and all are looked at. Otherwise some may still have none, where as many
+            // entries have no job, so that each sweep looks at a few.
+            restore_cursor: if jobs > entries { 0 } else { plan.restore_from },
+            restore_pages: match jobs {
+                0 => 0,
+                _ if jobs > entries => usize::MAX,
+                _ => RESTORE_PAGES,
+            },
+        })))
     }
 
     /// The next step: up to 100 orphans on lease, or an empty batch where there was nothing to lease on this page. None when a
-    /// whole pass found nothing more.
+    /// whole pass found nothing more, or when the collector's own proof of life is gone ([`Sweep::found_dead`]).
     ///
     /// Repeating it after a lost answer is harmless: what the first try leased is no longer stale, and turns stale again when
     /// the lease runs out.
@@ -156,7 +189,7 @@ impl Sweep {
     /// Whatever Redis answers, and failures of the connection. The sweep can go on afterwards.
     pub fn claim(&mut self, conn: &mut impl ConnectionLike) -> Result<Option<Batch>> {
         if !self.candidates.is_empty() {
-            return self.claim_candidates(conn).map(Some);
+            return self.claim_candidates(conn);
         }
         if self.next_page(conn)? {
             return Ok(Some(self.empty_batch()));
@@ -202,55 +235,133 @@ impl Sweep {
         Ok(true)
     }
 
-    fn claim_candidates(&mut self, conn: &mut impl ConnectionLike) -> Result<Batch> {
+    fn claim_candidates(&mut self, conn: &mut impl ConnectionLike) -> Result<Option<Batch>> {
         let ids: Vec<_> = self.candidates.iter().take(CLAIM).cloned().collect();
         let mut positions: HashMap<&[u8], usize> = HashMap::new();
         let mut capacity_keys = Vec::new();
         for id in &ids {
             positions.entry(id.process()).or_insert_with(|| {
                 capacity_keys.push(keys::capacity(id.process()));
-                capacity_keys.len() + 2
+                capacity_keys.len() + 3
             });
         }
-        let mut all_keys = vec![INDEX.as_bytes(), JOBS.as_bytes()];
+        let mut all_keys = vec![INDEX.as_bytes(), JOBS.as_bytes(), self.own_capacity.as_slice()];
         all_keys.extend(capacity_keys.iter().map(Vec::as_slice));
-        let numbers = [self.cutoff.0.to_string(), self.shift.to_string(), CLAIM_BYTES.to_string()];
+        let must_be_alive = u8::from(self.must_be_alive).to_string();
+        let numbers = [self.cutoff.0.to_string(), self.shift.to_string(), CLAIM_BYTES.to_string(), must_be_alive];
         let positions: Vec<_> =
             ids.iter().map(|id| positions.get(id.process()).copied().unwrap_or_default().to_string()).collect();
         let mut args: Vec<&[u8]> = numbers.iter().map(String::as_bytes).collect();
         for (id, position) in ids.iter().zip(&positions) {
             args.extend([id.as_bytes(), position.as_bytes()]);
         }
-        let (looked, lease, leased, ghosts): (usize, i64, Leased, Vec<Vec<u8>>) =
-            eval(conn, &scripts::CLAIM, &all_keys, &args)?;
+        let (looked, lease, leased, ghosts): (i64, i64, Leased, Vec<Vec<u8>>) = eval(conn, &scripts::CLAIM, &all_keys, &args)?;
+        let Ok(looked) = usize::try_from(looked) else {
+            self.found_dead = true;
+            return Ok(None);
+        };
         // From here on the entries are leased: whatever fails, they are not candidates any more.
         self.candidates.drain(..looked.min(self.candidates.len()));
         self.progress |= !leased.is_empty() || !ghosts.is_empty();
-        let claimed = count_recoveries(conn, leased)?;
-        Ok(Batch { lease: Millis(lease), claimed, ghosts: ghosts.into_iter().map(RegistryId).collect() })
+        let claimed = self.with_recoveries(conn, leased)?;
+        Ok(Some(Batch { lease: Millis(lease), claimed, ghosts: ghosts.into_iter().map(RegistryId).collect() }))
     }
 
-    /// Puts a page of jobs that have no index entry back into the index, with the score of now. None when all have been looked
-    /// at, or when there are no more jobs than index entries to begin with.
+    /// Puts a page of jobs that have no index entry back into the index, with the score of now. None when the last page has been
+    /// looked at, or as many as a sweep looks at without a reason; the next one goes on from [`Sweep::restore_cursor`].
     ///
     /// Every version writes and removes both together, so such a job's entry was lost; it is never deleted.
     ///
     /// # Errors
     /// Whatever Redis answers, and failures of the connection.
     pub fn restore(&mut self, conn: &mut impl ConnectionLike) -> Result<Option<Vec<RegistryId>>> {
-        if !self.unindexed {
+        if self.restore_pages == 0 {
             return Ok(None);
         }
-        let cursor = self.restore_cursor.clone().unwrap_or_else(|| b"0".to_vec());
-        let numbers = [RESTORE.to_string(), self.shift.to_string(), self.ttl.as_secs().to_string()];
-        let mut args = vec![cursor.as_slice()];
+        let cursor = self.restore_cursor.to_string();
+        let numbers =
+            [RESTORE.to_string(), RESTORE_WITH_PAYLOADS.to_string(), self.shift.to_string(), self.ttl.as_secs().to_string()];
+        let mut args = vec![cursor.as_bytes()];
         args.extend(numbers.iter().map(String::as_bytes));
         let mut result: VecDeque<Vec<u8>> =
             eval::<Vec<Vec<u8>>>(conn, &scripts::RESTORE, &[JOBS.as_bytes(), INDEX.as_bytes()], &args)?.into();
-        let next = result.pop_front().ok_or_else(|| Error::reply("EVALSHA", "no cursor"))?;
-        self.unindexed = next != b"0";
-        self.restore_cursor = Some(next);
+        let next = result.pop_front().and_then(|text| String::from_utf8(text).ok()?.parse().ok());
+        self.restore_cursor = next.ok_or_else(|| Error::reply("EVALSHA", "no cursor"))?;
+        self.restore_pages = if self.restore_cursor == 0 { 0 } else { self.restore_pages - 1 };
         Ok(Some(result.into_iter().map(RegistryId).collect()))
+    }
+
+    /// Whether the sweep ended because the collector's own proof of life had run out, although it must hold: Redis was away, or
+    /// the collector stood still, and its peers may look dead who are not.
+    #[must_use]
+    pub fn found_dead(&self) -> bool {
+        self.found_dead
+    }
+
+    /// As [`settle`], but counts a job once in a sweep.
+    ///
+    /// # Errors
+    /// Whatever Redis answers, and failures of the connection.
+    pub fn settle(
+        &mut self,
+        conn: &mut impl ConnectionLike,
+        id: &RegistryId,
+        lease: Millis,
+        counted_by: &[u8],
+        window: Option<Ttl>,
+    ) -> Result<Settled> {
+        let window = window.filter(|_| !self.counted.contains(counted_by));
+        let settled = settle(conn, id, lease, counted_by, window)?;
+        if window.is_some() && settled != Settled::LeaseLost {
+            self.counted.insert(counted_by.to_vec());
+        }
+        Ok(settled)
+    }
+
+    /// As [`count_refusal`], but counts a job once in a sweep.
+    ///
+    /// # Errors
+    /// Whatever Redis answers, and failures of the connection.
+    pub fn count_refusal(&mut self, conn: &mut impl ConnectionLike, counted_by: &[u8], window: Ttl) -> Result<u64> {
+        if let Some(&known) = self.refusals.get(counted_by) {
+            return Ok(known);
+        }
+        let count = count_refusal(conn, counted_by, window)?;
+        self.refusals.insert(counted_by.to_vec(), count);
+        Ok(count)
+    }
+
+    fn with_recoveries(&mut self, conn: &mut impl ConnectionLike, leased: Leased) -> Result<Vec<Claimed>> {
+        let mut claimed: Vec<_> = leased
+            .into_iter()
+            .map(|(id, payload)| {
+                let id = RegistryId(id);
+                let counted_by = counted_by(&id, &payload);
+                Claimed { id, payload, counted_by, recoveries: 0 }
+            })
+            .collect();
+        let unknown: HashSet<&Vec<u8>> =
+            claimed.iter().map(|claimed| &claimed.counted_by).filter(|job| !self.recoveries.contains_key(*job)).collect();
+        if !unknown.is_empty() {
+            let unknown: Vec<_> = unknown.into_iter().cloned().collect();
+            let mut cmd = redis::cmd("MGET");
+            for job in &unknown {
+                cmd.arg(keys::recoveries(job));
+            }
+            let counts: Vec<Option<Vec<u8>>> = command(conn, "MGET", &cmd)?;
+            let counts = counts.into_iter().map(|text| text.and_then(|text| std::str::from_utf8(&text).ok()?.parse().ok()));
+            self.recoveries.extend(unknown.into_iter().zip(counts.map(Option::unwrap_or_default)));
+        }
+        for orphan in &mut claimed {
+            orphan.recoveries = self.recoveries.get(&orphan.counted_by).copied().unwrap_or_default();
+        }
+        Ok(claimed)
+    }
+
+    /// Where the next sweep's look for jobs without an index entry begins.
+    #[must_use]
+    pub fn restore_cursor(&self) -> u64 {
+        self.restore_cursor
     }
 
     /// Gives the rest of a batch a new lease. Returns it and those of `ids` that still had the old one; the others belong to
@@ -274,8 +385,8 @@ impl Sweep {
     }
 }
 
-/// Removes an entry whose job was handed on, if its lease is still `lease`, and counts the recovery for `window` by
-/// [`Claimed::counted_by`]; without a window nothing is counted.
+/// Removes an entry whose job was handed on, if its lease is still `lease`, and counts a recovery by `counted_by` for `window`;
+/// without a window nothing is counted.
 ///
 /// # Errors
 /// Whatever Redis answers, and failures of the connection.
@@ -307,35 +418,44 @@ pub fn count_refusal(conn: &mut impl ConnectionLike, counted_by: &[u8], window: 
     eval(conn, &scripts::COUNT, &[&keys::refusals(counted_by)], &[window.as_bytes()])
 }
 
-fn count_recoveries(conn: &mut impl ConnectionLike, leased: Leased) -> Result<Vec<Claimed>> {
-    if leased.is_empty() {
-        return Ok(Vec::new());
-    }
-    let mut cmd = redis::cmd("MGET");
-    let claimed: Vec<_> = leased
-        .into_iter()
-        .map(|(id, payload)| {
-            let id = RegistryId(id);
-            let counted_by = counted_by(&id, &payload);
-            cmd.arg(keys::recoveries(&counted_by));
-            Claimed { id, payload, counted_by, recoveries: 0 }
-        })
-        .collect();
-    let counts: Vec<Option<Vec<u8>>> = command(conn, "MGET", &cmd)?;
-    let counts =
-        counts.into_iter().map(|text| text.and_then(|text| std::str::from_utf8(&text).ok()?.parse().ok()).unwrap_or(0));
-    Ok(claimed.into_iter().zip(counts).map(|(claimed, recoveries)| Claimed { recoveries, ..claimed }).collect())
-}
-
 /// A job comes back under its jid; one without is known by its task alone.
 fn counted_by(id: &RegistryId, payload: &[u8]) -> Vec<u8> {
-    #[derive(Deserialize)]
-    struct Head {
-        jid: Option<String>,
-    }
     match serde_json::from_slice(payload) {
-        Ok(Head { jid: Some(jid) }) if !jid.is_empty() => jid.into_bytes(),
+        Ok(Head { jid: Some(serde_json::Value::String(jid)) }) if !jid.is_empty() => jid.into_bytes(),
+        Ok(Head { jid: Some(serde_json::Value::Number(jid)) }) => jid.to_string().into_bytes(),
         _ => id.task().to_vec(),
+    }
+}
+
+/// What is looked at of a job. Of a jid that stands there twice the last one counts, as in Ruby.
+#[derive(Default)]
+struct Head {
+    jid: Option<serde_json::Value>,
+}
+
+impl<'de> Deserialize<'de> for Head {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        struct Fields;
+        impl<'de> Visitor<'de> for Fields {
+            type Value = Head;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a job")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut fields: A) -> std::result::Result<Head, A::Error> {
+                let mut head = Head::default();
+                while let Some(name) = fields.next_key::<String>()? {
+                    if name == "jid" {
+                        head.jid = Some(fields.next_value()?);
+                    } else {
+                        fields.next_value::<IgnoredAny>()?;
+                    }
+                }
+                Ok(head)
+            }
+        }
+        deserializer.deserialize_map(Fields)
     }
 }
 
@@ -349,7 +469,9 @@ mod tests {
         assert_eq!(counted_by(&id, br#"{"class":"A","args":[{"jid":"inner"}],"jid":"abc"}"#), b"abc");
         assert_eq!(counted_by(&id, br#"{"class":"A","args":[]}"#), b"task-7");
         assert_eq!(counted_by(&id, br#"{"jid":""}"#), b"task-7");
-        assert_eq!(counted_by(&id, br#"{"jid":42}"#), b"task-7");
+        assert_eq!(counted_by(&id, br#"{"jid":42}"#), b"42");
+        assert_eq!(counted_by(&id, br#"{"jid":"first","jid":"last"}"#), b"last");
+        assert_eq!(counted_by(&id, br#"{"jid":{"no":"id"}}"#), b"task-7");
         assert_eq!(counted_by(&id, b"not json"), b"task-7");
         assert_eq!(counted_by(&id, b"[1]"), b"task-7");
     }

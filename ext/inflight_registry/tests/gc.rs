@@ -19,7 +19,7 @@ use support::{GC_LAST_RUN, GC_LOCK, Server, assert_fresh_ttl, ping, ttl};
 const INTERVAL: i64 = 60_000;
 
 fn acquire(conn: &mut impl redis::ConnectionLike, process: &ProcessId) -> bool {
-    gc::acquire_lock(conn, process, ttl(120.0), Attempt::First, false).unwrap()
+    gc::acquire_lock(conn, process, ttl(120.0), false).unwrap()
 }
 
 #[test]
@@ -40,16 +40,16 @@ fn holding_the_lock_already_is_no_acquisition_and_does_not_prolong_it() {
     assert!(acquire(&mut conn, &process));
     raw.expire(GC_LOCK, 50);
 
-    assert!(!acquire(&mut conn, &process));
-    assert!(!gc::acquire_lock(&mut conn, &process, ttl(120.0), Attempt::First, true).unwrap());
+    assert!(!gc::acquire_lock(&mut conn, &process, ttl(120.0), true).unwrap());
 
     assert_eq!(raw.get(GC_LOCK).as_deref(), Some(process.as_bytes()));
     assert_fresh_ttl(raw.ttl(GC_LOCK), 50);
 }
 
 #[test]
-fn a_repeat_after_a_lost_answer_finds_the_lock_that_its_first_try_took() {
+fn a_try_after_a_lost_answer_finds_the_lock_that_the_first_took_and_prolongs_it() {
     let server = Server::start();
+    let mut raw = server.raw();
     let process = ProcessId::generate();
     let mut wire = Wire::over(server.connect());
     // The script is known to the server, so that it is the answer to the acquisition that gets lost.
@@ -57,26 +57,19 @@ fn a_repeat_after_a_lost_answer_finds_the_lock_that_its_first_try_took() {
     assert!(gc::release_lock(&mut wire, &process, Attempt::First).unwrap());
 
     wire.answers_to_lose = 1;
-    gc::acquire_lock(&mut wire, &process, ttl(120.0), Attempt::First, false).unwrap_err();
-    assert!(gc::acquire_lock(&mut wire, &process, ttl(120.0), Attempt::Repeat, false).unwrap());
+    gc::acquire_lock(&mut wire, &process, ttl(120.0), false).unwrap_err();
+    raw.expire(GC_LOCK, 50);
+    assert!(gc::acquire_lock(&mut wire, &process, ttl(120.0), false).unwrap());
+    assert_fresh_ttl(raw.ttl(GC_LOCK), 120);
 }
 
 #[test]
-fn a_repeat_does_not_take_a_lock_that_was_held_before_for_a_new_one() {
-    let server = Server::start();
-    let mut conn = server.connect();
-    let process = ProcessId::generate();
-    assert!(acquire(&mut conn, &process));
-    assert!(!gc::acquire_lock(&mut conn, &process, ttl(120.0), Attempt::Repeat, true).unwrap());
-}
-
-#[test]
-fn a_repeat_takes_a_free_lock_like_any_try_and_no_one_elses() {
+fn who_wrongly_takes_itself_for_the_holder_takes_a_free_lock_and_no_one_elses() {
     let server = Server::start();
     let (mut conn, mut raw) = (server.connect(), server.raw());
     let (one, other) = (ProcessId::generate(), ProcessId::generate());
-    assert!(gc::acquire_lock(&mut conn, &one, ttl(120.0), Attempt::Repeat, true).unwrap());
-    assert!(!gc::acquire_lock(&mut conn, &other, ttl(120.0), Attempt::Repeat, false).unwrap());
+    assert!(gc::acquire_lock(&mut conn, &one, ttl(120.0), true).unwrap());
+    assert!(!gc::acquire_lock(&mut conn, &other, ttl(120.0), false).unwrap());
     assert_eq!(raw.get(GC_LOCK).as_deref(), Some(one.as_bytes()));
 }
 
@@ -108,11 +101,11 @@ fn a_repeat_finds_the_lock_that_its_first_try_took_over() {
             assert!(acquire(&mut wire, &process));
         } else {
             (wire.answers_to_spare, wire.answers_to_lose) = (1, 1);
-            gc::acquire_lock(&mut wire, &process, ttl(120.0), Attempt::First, false).unwrap_err();
+            gc::acquire_lock(&mut wire, &process, ttl(120.0), false).unwrap_err();
         }
     }
     assert_eq!(raw.get(GC_LOCK).as_deref(), Some(process.as_bytes()));
-    assert!(gc::acquire_lock(&mut wire, &process, ttl(120.0), Attempt::Repeat, false).unwrap());
+    assert!(gc::acquire_lock(&mut wire, &process, ttl(120.0), false).unwrap());
 }
 
 #[test]

@@ -193,7 +193,7 @@ fn an_index_of_another_type_is_refused_by_every_operation() {
 
 fn begin_result(conn: &mut redis::Connection) -> inflight_registry::Result<Begun> {
     let process = ProcessId::generate();
-    Sweep::begin(conn, &Plan { process: &process, threshold_ms: 0, shift: 0, ttl: ttl(TTL) }, false)
+    Sweep::begin(conn, &Plan { process: &process, threshold_ms: 0, shift: 0, ttl: ttl(TTL), restore_from: 0 }, false)
 }
 
 #[test]
@@ -232,7 +232,7 @@ fn a_process_set_of_another_type_is_refused_by_every_operation_that_needs_it() {
     assert_refused(processes::loads(&mut conn), "WRONGTYPE");
     assert_refused(processes::total_capacity(&mut conn), "WRONGTYPE");
     assert_refused(processes::live(&mut conn, &[b"h:1:dead".to_vec()]), "WRONGTYPE");
-    assert_refused(gc::acquire_lock(&mut conn, &process, ttl(120.0), Attempt::First, false), "WRONGTYPE");
+    assert_refused(gc::acquire_lock(&mut conn, &process, ttl(120.0), false), "WRONGTYPE");
     assert_eq!(processes::live(&mut conn, &[b"h:1:live".to_vec()]).unwrap().len(), 1);
 }
 
@@ -245,7 +245,7 @@ fn a_lock_of_another_type_is_refused_but_does_not_hide_who_lives() {
     raw.let_die("h:1:dead");
     raw.bring_to_life("h:2:live", "10");
 
-    assert_refused(gc::acquire_lock(&mut conn, &process, ttl(120.0), Attempt::First, false), "WRONGTYPE");
+    assert_refused(gc::acquire_lock(&mut conn, &process, ttl(120.0), false), "WRONGTYPE");
     assert_refused(gc::release_lock(&mut conn, &process, Attempt::First), "WRONGTYPE");
     assert_refused(gc::renew_lock(&mut conn, &process, ttl(120.0)), "WRONGTYPE");
     assert_eq!(processes::live(&mut conn, &[b"h:1:dead".to_vec(), b"h:2:live".to_vec()]).unwrap().len(), 1);
@@ -264,11 +264,14 @@ fn a_record_of_the_last_run_of_another_type_is_refused_until_the_next_run_is_rec
 }
 
 #[test]
-fn a_refusal_counter_of_another_type_is_refused() {
+fn a_refusal_counter_that_cannot_count_stops_nothing() {
     let server = Server::start();
     let (mut conn, mut raw) = (server.connect(), server.raw());
     spoil(&mut raw, "sidekiq:patient_http:refusals:abc");
-    assert_refused(recovery::count_refusal(&mut conn, b"abc", ttl(60.0)), "WRONGTYPE");
+    raw.set("sidekiq:patient_http:refusals:text", "many");
+    for job in [&b"abc"[..], b"text"] {
+        assert_eq!(recovery::count_refusal(&mut conn, job, ttl(60.0)).unwrap(), 1);
+    }
 }
 
 #[test]

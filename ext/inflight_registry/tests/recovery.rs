@@ -94,7 +94,8 @@ fn a_sweep_leaves_the_lock_of_its_collector_that_never_pinged() {
     raw.set(GC_LOCK, process.as_bytes());
     // A request of its own that hangs without heartbeats.
     raw.enter(&process.registry_id(b"stale"), LONG_AGO.0, JOB);
-    let mut sweep = begin_with(&mut conn, &Plan { process: &process, threshold_ms: THRESHOLD, shift: 0, ttl: ttl(TTL) });
+    let mut sweep =
+        begin_with(&mut conn, &Plan { process: &process, threshold_ms: THRESHOLD, shift: 0, ttl: ttl(TTL), restore_from: 0 });
     claim_all(&mut conn, &mut sweep);
     assert_eq!(raw.get(GC_LOCK).as_deref(), Some(process.as_bytes()));
 }
@@ -161,7 +162,7 @@ fn a_test_that_travels_in_time_shifts_the_cutoff_and_every_lease() {
     let orphan = id("h:1:dead/a");
     let now = raw.now();
     raw.enter(&orphan, now.0, JOB);
-    let plan = |shift| Plan { process: &process, threshold_ms: THRESHOLD, shift, ttl: ttl(TTL) };
+    let plan = |shift| Plan { process: &process, threshold_ms: THRESHOLD, shift, ttl: ttl(TTL), restore_from: 0 };
 
     let mut sweep = begin_with(&mut conn, &plan(THRESHOLD - 5_000));
     assert_eq!(next_batch(&mut conn, &mut sweep), None);
@@ -267,7 +268,7 @@ fn beginning_renews_the_ttl_of_both_keys() {
     raw.expire(INDEX, 5);
     raw.expire(JOBS, 5);
     let process = ProcessId::generate();
-    begin_with(&mut conn, &Plan { process: &process, threshold_ms: THRESHOLD, shift: 0, ttl: ttl(900.0) });
+    begin_with(&mut conn, &Plan { process: &process, threshold_ms: THRESHOLD, shift: 0, ttl: ttl(900.0), restore_from: 0 });
     assert_fresh_ttl(raw.ttl(INDEX), 900);
     assert_fresh_ttl(raw.ttl(JOBS), 900);
 }
@@ -277,7 +278,7 @@ fn a_collector_whose_proof_of_life_ran_out_does_not_begin_until_it_pings() {
     let server = Server::start();
     let (mut conn, mut raw) = (server.connect(), server.raw());
     let process = ProcessId::generate();
-    let plan = Plan { process: &process, threshold_ms: THRESHOLD, shift: 0, ttl: ttl(TTL) };
+    let plan = Plan { process: &process, threshold_ms: THRESHOLD, shift: 0, ttl: ttl(TTL), restore_from: 0 };
     raw.enter(&id("h:1:looks-dead/a"), LONG_AGO.0, JOB);
     raw.let_die(process.as_str());
 
@@ -308,7 +309,7 @@ fn a_claim_repeated_after_a_lost_answer_leases_nothing_twice_and_loses_nothing()
     raw.delete(INDEX);
     let all = ids("h:1:dead", 150);
     let process = ProcessId::generate();
-    let plan = |shift| Plan { process: &process, threshold_ms: THRESHOLD, shift, ttl: ttl(TTL) };
+    let plan = |shift| Plan { process: &process, threshold_ms: THRESHOLD, shift, ttl: ttl(TTL), restore_from: 0 };
 
     // The answer that is lost is that to the page, to the question who lives, to the claim, and to the counters, in turn.
     for spared in 0..4 {
@@ -333,4 +334,36 @@ fn a_claim_repeated_after_a_lost_answer_leases_nothing_twice_and_loses_nothing()
         let mut later = begin_with(&mut wire, &plan(THRESHOLD + 1_000));
         assert_eq!(leased(&claim_all(&mut wire, &mut later)), all);
     }
+}
+
+#[test]
+fn a_collector_whose_own_proof_of_life_runs_out_in_the_middle_claims_no_more() {
+    let server = Server::start();
+    let (mut conn, mut raw) = (server.connect(), server.raw());
+    let process = ProcessId::generate();
+    let capacity = format!("sidekiq:patient_http:processes:{}:max_connections", process.as_str());
+    raw.set(&capacity, "1");
+    for orphan in support::ids("h:1:dead", 150) {
+        raw.enter(&orphan, LONG_AGO.0, JOB);
+    }
+    let plan = Plan { process: &process, threshold_ms: THRESHOLD, shift: 0, ttl: ttl(TTL), restore_from: 0 };
+    let Begun::Ready(mut sweep) = Sweep::begin(&mut conn, &plan, true).unwrap() else { panic!("it is alive") };
+    assert_eq!(next_batch(&mut conn, &mut sweep).unwrap().claimed.len(), 100);
+
+    raw.delete(&capacity);
+
+    assert_eq!(next_batch(&mut conn, &mut sweep), None);
+    assert!(sweep.found_dead());
+    let left: usize = raw.run(redis::cmd("ZCOUNT").arg(support::INDEX).arg(LONG_AGO.0).arg(LONG_AGO.0));
+    assert_eq!(left, 50);
+}
+
+#[test]
+fn a_lease_lies_a_second_ahead_at_most_however_far_a_negative_threshold_reaches() {
+    let server = Server::start();
+    let (mut conn, mut raw) = (server.connect(), server.raw());
+    raw.enter(&id("h:1:dead/a"), LONG_AGO.0, JOB);
+    let mut sweep = begin(&mut conn, -3_155_760_000_000);
+    let lease = next_batch(&mut conn, &mut sweep).unwrap().lease;
+    assert!(lease <= raw.now().ahead(1_000));
 }

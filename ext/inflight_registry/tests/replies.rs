@@ -44,8 +44,8 @@ fn whole_life(conn: &mut redis::Connection, raw: &mut support::Raw) {
     assert_eq!((load.inflight, load.max_capacity), (1, 42));
 
     assert!(gc::is_due(conn, 60_000, 0).unwrap());
-    assert!(gc::acquire_lock(conn, &process, ttl(120.0), Attempt::First, false).unwrap());
-    assert!(!gc::acquire_lock(conn, &ProcessId::generate(), ttl(120.0), Attempt::First, false).unwrap());
+    assert!(gc::acquire_lock(conn, &process, ttl(120.0), false).unwrap());
+    assert!(!gc::acquire_lock(conn, &ProcessId::generate(), ttl(120.0), false).unwrap());
     assert!(gc::renew_lock(conn, &process, ttl(120.0)).unwrap());
     assert!(gc::release_lock(conn, &process, Attempt::First).unwrap());
     gc::record_run(conn, raw.now(), ttl(90.0)).unwrap();
@@ -55,8 +55,7 @@ fn whole_life(conn: &mut redis::Connection, raw: &mut support::Raw) {
     raw.index(&id("h:1:dead/ghost"), 1.5);
     raw.let_die(process.as_str());
     let mut sweep = begin(conn, 1_000);
-    // The ghost makes up for the lost entry, so that this sweep sees nothing to restore.
-    assert_eq!(sweep.restore(conn).unwrap(), None);
+    assert_eq!(sweep.restore(conn).unwrap(), Some(vec![id("h:1:dead/lost")]));
     let batch = next_batch(conn, &mut sweep).unwrap();
     assert_eq!(batch.ghosts, [id("h:1:dead/ghost")]);
     let [claimed] = &batch.claimed[..] else { panic!("one orphan, not {:?}", batch.claimed) };
@@ -65,7 +64,6 @@ fn whole_life(conn: &mut redis::Connection, raw: &mut support::Raw) {
     assert_eq!(ours, [entry.clone()]);
     assert_eq!(settle_uncounted(conn, claimed, lease), Settled::Removed);
     assert_eq!(next_batch(conn, &mut sweep), None);
-    assert_eq!(begin(conn, 1_000).restore(conn).unwrap(), Some(vec![id("h:1:dead/lost")]));
 
     entries::unregister(conn, &id("h:1:dead/lost")).unwrap();
     processes::remove(conn, &process).unwrap();
@@ -153,7 +151,7 @@ fn a_replica_says_readonly_to_commands_transactions_and_scripts() {
     assert_refused(entries::unregister(&mut conn, &id("h:1:dead/a")), "READONLY");
     assert_refused(entries::heartbeat(&mut conn, &[id("h:1:ff/a")], NOW, ttl(TTL)), "READONLY");
     assert_refused(gc::record_run(&mut conn, NOW, ttl(90.0)), "READONLY");
-    assert_refused(gc::acquire_lock(&mut conn, &process, ttl(120.0), Attempt::First, false), "READONLY");
+    assert_refused(gc::acquire_lock(&mut conn, &process, ttl(120.0), false), "READONLY");
     assert_refused(processes::live(&mut conn, &[b"h:1:dead".to_vec()]), "READONLY");
     assert_eq!(entries::count(&mut conn).unwrap(), 1, "reading goes on");
 }
@@ -168,7 +166,7 @@ fn a_server_that_died_is_a_failure_of_the_connection() {
         entries::register(&mut conn, &id("h:1:ff/a"), b"{}", NOW, ttl(TTL), None).unwrap_err(),
         entries::count(&mut conn).unwrap_err(),
         entries::heartbeat(&mut conn, &[id("h:1:ff/a")], NOW, ttl(TTL)).unwrap_err(),
-        gc::acquire_lock(&mut conn, &process, ttl(120.0), Attempt::First, false).unwrap_err(),
+        gc::acquire_lock(&mut conn, &process, ttl(120.0), false).unwrap_err(),
         entries::clear(&mut conn).unwrap_err(),
     ];
     for error in failures {
@@ -215,7 +213,7 @@ fn an_unknown_script_is_sent_in_full_whichever_way_the_connection_hands_errors_o
     let mut wire = Wire::over(server.connect());
     wire.errors_as_err = true;
     let process = ProcessId::generate();
-    assert!(gc::acquire_lock(&mut wire, &process, ttl(120.0), Attempt::First, false).unwrap());
+    assert!(gc::acquire_lock(&mut wire, &process, ttl(120.0), false).unwrap());
 }
 
 /// A server that answers everything alike.
@@ -273,7 +271,7 @@ fn an_answer_that_no_command_gives_is_an_error_that_quotes_no_job() {
             processes::registered(conn).err(),
             processes::live(conn, &[b"h:1:ff".to_vec()]).err(),
             gc::is_due(conn, 1, 0).err(),
-            gc::acquire_lock(conn, &process, ttl(120.0), Attempt::First, false).err(),
+            gc::acquire_lock(conn, &process, ttl(120.0), false).err(),
             begin_error(conn),
         ];
         for error in failures.iter().flatten() {
@@ -287,7 +285,8 @@ fn an_answer_that_no_command_gives_is_an_error_that_quotes_no_job() {
 
 fn begin_error(conn: &mut Canned) -> Option<Error> {
     let process = ProcessId::generate();
-    let plan = inflight_registry::recovery::Plan { process: &process, threshold_ms: 0, shift: 0, ttl: ttl(TTL) };
+    let plan =
+        inflight_registry::recovery::Plan { process: &process, threshold_ms: 0, shift: 0, ttl: ttl(TTL), restore_from: 0 };
     Sweep::begin(conn, &plan, false).err()
 }
 

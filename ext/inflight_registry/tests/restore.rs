@@ -61,7 +61,8 @@ fn an_index_that_was_lost_as_a_whole_comes_back_with_its_ttl() {
     raw.enter(&id("h:1:dead/lost"), 1, b"{}");
     raw.delete(INDEX);
     let process = ProcessId::generate();
-    let mut sweep = begin_with(&mut conn, &Plan { process: &process, threshold_ms: THRESHOLD, shift: 0, ttl: ttl(900.0) });
+    let mut sweep =
+        begin_with(&mut conn, &Plan { process: &process, threshold_ms: THRESHOLD, shift: 0, ttl: ttl(900.0), restore_from: 0 });
     restore_all(&mut conn, &mut sweep);
     assert_fresh_ttl(raw.ttl(INDEX), 900);
 }
@@ -104,14 +105,45 @@ fn restoring_goes_through_the_jobs_a_page_at_a_time() {
 }
 
 #[test]
-fn nothing_is_looked_for_where_the_jobs_are_no_more_than_the_index_entries() {
+fn nothing_is_looked_for_where_there_are_no_jobs() {
     let server = Server::start();
     let (mut conn, mut raw) = (server.connect(), server.raw());
-    assert_eq!(begin(&mut conn, THRESHOLD).restore(&mut conn).unwrap(), None);
-    raw.enter_all(&ids("h:1:live", 3), SCORE);
     raw.cli::<()>("CONFIG RESETSTAT");
     assert_eq!(begin(&mut conn, THRESHOLD).restore(&mut conn).unwrap(), None);
     assert_eq!(raw.calls_of("hscan"), 0);
+}
+
+#[test]
+fn a_sweep_looks_at_a_few_pages_where_the_jobs_are_no_more_than_the_index_entries_and_the_next_goes_on() {
+    let server = Server::start();
+    let (mut conn, mut raw) = (server.connect(), server.raw());
+    let known = ids("h:1:live", 3_000);
+    raw.enter_all(&known, SCORE);
+    // As many entries without a job as jobs without an entry: the numbers do not tell.
+    let lost = ids("h:2:dead", 5);
+    raw.enter_all(&lost, SCORE);
+    for id in &lost {
+        raw.run::<()>(redis::cmd("ZREM").arg(INDEX).arg(id.as_bytes()));
+        raw.run::<()>(redis::cmd("ZADD").arg(INDEX).arg(SCORE.0).arg([id.as_bytes(), b"/ghost"].concat()));
+    }
+
+    let process = ProcessId::generate();
+    let (mut restored, mut sweeps, mut cursor) = (Vec::new(), 0, 0);
+    loop {
+        let plan = Plan { process: &process, threshold_ms: THRESHOLD, shift: 0, ttl: ttl(TTL), restore_from: cursor };
+        let mut sweep = begin_with(&mut conn, &plan);
+        let pages = restore_all(&mut conn, &mut sweep);
+        assert!(pages.len() <= 10, "{} pages in a sweep", pages.len());
+        restored.extend(pages.concat());
+        sweeps += 1;
+        cursor = sweep.restore_cursor();
+        if cursor == 0 {
+            break;
+        }
+    }
+    restored.sort();
+    assert_eq!(restored, lost);
+    assert!((3..=4).contains(&sweeps), "in {sweeps} sweeps");
 }
 
 #[test]
@@ -125,7 +157,7 @@ fn a_restored_job_is_no_orphan_until_its_new_heartbeat_is_stale() {
     assert_eq!(next_batch(&mut conn, &mut sweep), None);
 
     let process = ProcessId::generate();
-    let later = Plan { process: &process, threshold_ms: THRESHOLD, shift: THRESHOLD + 1_000, ttl: ttl(TTL) };
+    let later = Plan { process: &process, threshold_ms: THRESHOLD, shift: THRESHOLD + 1_000, ttl: ttl(TTL), restore_from: 0 };
     let mut later = begin_with(&mut conn, &later);
     assert_eq!(leased(&claim_all(&mut conn, &mut later)), [id("h:1:dead/lost")]);
 }
@@ -138,7 +170,10 @@ fn a_restored_job_has_the_shifted_time_of_a_test_that_travels() {
     raw.delete(INDEX);
     let process = ProcessId::generate();
     let before = raw.now().ahead(90_000);
-    let mut sweep = begin_with(&mut conn, &Plan { process: &process, threshold_ms: THRESHOLD, shift: 90_000, ttl: ttl(TTL) });
+    let mut sweep = begin_with(
+        &mut conn,
+        &Plan { process: &process, threshold_ms: THRESHOLD, shift: 90_000, ttl: ttl(TTL), restore_from: 0 },
+    );
     restore_all(&mut conn, &mut sweep);
     assert!((before..=raw.now().ahead(90_000)).contains(&raw.heartbeat(&id("h:1:dead/lost"))));
 }

@@ -47,12 +47,12 @@ fn a_server_that_forgot_its_scripts_is_no_trouble_for_any_operation() {
     let (one, other) = (ProcessId::generate(), ProcessId::generate());
 
     forget();
-    assert!(gc::acquire_lock(&mut conn, &one, ttl(120.0), Attempt::First, false).unwrap());
+    assert!(gc::acquire_lock(&mut conn, &one, ttl(120.0), false).unwrap());
     forget();
     assert!(gc::renew_lock(&mut conn, &one, ttl(120.0)).unwrap());
     raw.let_die(one.as_str());
     forget();
-    assert!(gc::acquire_lock(&mut conn, &other, ttl(120.0), Attempt::First, false).unwrap(), "taken over");
+    assert!(gc::acquire_lock(&mut conn, &other, ttl(120.0), false).unwrap(), "taken over");
     forget();
     assert!(gc::release_lock(&mut conn, &other, Attempt::First).unwrap());
     forget();
@@ -180,9 +180,9 @@ fn an_odd_holder_of_the_lock_is_taken_as_it_is() {
     for holder in [&b""[..], b"%d+", b"\xff\0\r\n", b"h:1:ff/x"] {
         raw.set(GC_LOCK, holder);
         let process = ProcessId::generate();
-        assert!(!gc::acquire_lock(&mut conn, &process, ttl(9.0), Attempt::First, false).unwrap());
+        assert!(!gc::acquire_lock(&mut conn, &process, ttl(9.0), false).unwrap());
         assert_eq!(raw.get(GC_LOCK).as_deref(), Some(holder));
         raw.let_die(holder);
-        assert!(gc::acquire_lock(&mut conn, &process, ttl(9.0), Attempt::First, false).unwrap());
+        assert!(gc::acquire_lock(&mut conn, &process, ttl(9.0), false).unwrap());
     }
 }

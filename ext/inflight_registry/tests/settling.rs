@@ -208,3 +208,41 @@ fn renewing_nothing_is_no_error() {
     let sweep = begin(&mut conn, THRESHOLD);
     assert_eq!(sweep.renew(&mut conn, Millis(1), &[]).unwrap().1, []);
 }
+
+#[test]
+fn a_job_with_many_requests_is_recovered_once_in_a_sweep() {
+    let server = Server::start();
+    let (mut conn, mut raw) = (server.connect(), server.raw());
+    // More than a claim takes, so that the counter is asked for again in between.
+    let orphans = support::ids("h:1:dead", 150);
+    for orphan in &orphans {
+        raw.enter(orphan, 1, JOB);
+    }
+    let mut sweep = begin(&mut conn, THRESHOLD);
+    let mut settled = 0;
+    while let Some(batch) = sweep.claim(&mut conn).unwrap() {
+        for claimed in &batch.claimed {
+            assert_eq!(claimed.recoveries, 0, "as it was when the sweep began");
+            let outcome = sweep.settle(&mut conn, &claimed.id, batch.lease, &claimed.counted_by, Some(ttl(100.0))).unwrap();
+            assert_eq!(outcome, Settled::Removed);
+            settled += 1;
+        }
+    }
+    assert_eq!(settled, 150);
+    assert_eq!(raw.get(recoveries_key("abc")), Some(b"1".to_vec()));
+
+    lease_one(&mut conn, &mut raw, &id("h:2:dead/next"));
+    raw.enter(&id("h:2:dead/another"), 1, JOB);
+    let mut next = begin(&mut conn, THRESHOLD);
+    assert_eq!(next_batch(&mut conn, &mut next).unwrap().claimed[0].recoveries, 1);
+}
+
+#[test]
+fn a_job_with_many_requests_is_refused_once_in_a_sweep() {
+    let server = Server::start();
+    let mut conn = server.connect();
+    let mut sweep = begin(&mut conn, THRESHOLD);
+    let counts: Vec<_> = (0..3).map(|_| sweep.count_refusal(&mut conn, b"abc", ttl(60.0)).unwrap()).collect();
+    assert_eq!(counts, [1, 1, 1]);
+    assert_eq!(begin(&mut conn, THRESHOLD).count_refusal(&mut conn, b"abc", ttl(60.0)).unwrap(), 2);
+}

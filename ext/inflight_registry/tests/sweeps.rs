@@ -195,7 +195,7 @@ fn a_sweep_asks_once_a_pass_whether_a_process_lives() {
 /// Begins a sweep of a collector whose clock is so many ms ahead: time travel without waiting.
 fn begin_at(conn: &mut redis::Connection, shift: i64) -> Sweep {
     let process = ProcessId::generate();
-    begin_with(conn, &Plan { process: &process, threshold_ms: THRESHOLD, shift, ttl: ttl(TTL) })
+    begin_with(conn, &Plan { process: &process, threshold_ms: THRESHOLD, shift, ttl: ttl(TTL), restore_from: 0 })
 }
 
 #[test]
@@ -275,7 +275,8 @@ fn collectors_in_any_order_never_hold_two_valid_leases_on_one_entry() {
                 let threshold_ms = [-5, 0, 3, 20][random.below(4)];
                 let shift = i64::try_from(random.below(30)).unwrap();
                 let process = ProcessId::generate();
-                *sweep = Some(begin_with(conn, &Plan { process: &process, threshold_ms, shift, ttl: ttl(TTL) }));
+                *sweep =
+                    Some(begin_with(conn, &Plan { process: &process, threshold_ms, shift, ttl: ttl(TTL), restore_from: 0 }));
             }
             (6..=7, Some(active)) => {
                 if let Some((lease, _)) = held.values().next().cloned() {

@@ -17,12 +17,14 @@ pub(crate) enum Fault {
     WriteTimeout,
     /// What came is not RESP.
     Protocol,
+    /// The process was forked in the middle of the call.
+    Forked,
 }
 
 impl Fault {
     fn class_name(self) -> &'static str {
         match self {
-            Self::Closed => "ConnectionError",
+            Self::Closed | Self::Forked => "ConnectionError",
             Self::ReadTimeout => "ReadTimeoutError",
             Self::WriteTimeout => "WriteTimeoutError",
             Self::Protocol => "ProtocolError",
@@ -153,6 +155,11 @@ impl Connector {
         self.raise(self.get(ruby).funcall("command_error", (message, command)))
     }
 
+    /// The exception for an error that the server sent before the connection could be used.
+    pub(crate) fn handshake_server_error(self, ruby: &Ruby, message: &str, command: &str) -> Error {
+        self.raise(self.get(ruby).funcall("handshake_command_error", (message, command)))
+    }
+
     /// The exception for a pool that had no connection to give.
     pub(crate) fn checkout_timeout(self, ruby: &Ruby, ceiling: usize) -> Error {
         self.raise(self.get(ruby).funcall("checkout_error", (ceiling,)))
@@ -162,7 +169,8 @@ impl Connector {
     pub(crate) fn core_error(self, ruby: &Ruby, error: &core::Error) -> Error {
         match error {
             core::Error::Server { message, command } => self.server_error(ruby, message, command),
-            other => self.fault(ruby, Fault::Protocol, &other.to_string()),
+            // One line: what the parser adds explains nothing to an operator.
+            other => self.fault(ruby, Fault::Protocol, other.to_string().lines().next().unwrap_or_default()),
         }
     }
 

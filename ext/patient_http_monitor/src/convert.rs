@@ -15,6 +15,12 @@ pub(crate) fn seconds(ruby: &Ruby, name: &str, value: Value) -> Result<f64, Erro
         float.to_f64()
     } else if let Some(integer) = Integer::from_value(value) {
         f64::try_convert(integer.as_value())?
+    } else if let Some(text) = RString::from_value(value) {
+        // `to_f` of what is no number is 0, which takes everything.
+        text.to_string()?.trim().parse().map_err(|_| {
+            let message = format!("{name} must be a number of seconds, got {}", value.inspect());
+            Error::new(ruby.exception_arg_error(), message)
+        })?
     } else if value.is_nil() {
         return Err(Error::new(ruby.exception_arg_error(), format!("{name} must be a number of seconds, got nil")));
     } else {
@@ -42,6 +48,28 @@ pub(crate) fn seconds(ruby: &Ruby, name: &str, value: Value) -> Result<f64, Erro
 /// As [`seconds`].
 pub(crate) fn milliseconds(ruby: &Ruby, name: &str, value: Value) -> Result<i64, Error> {
     seconds(ruby, name, value).map(seconds_to_ms)
+}
+
+/// A whole number, of any numeric type. `name` is the setting that the error names.
+///
+/// # Errors
+/// ArgumentError for anything else.
+pub(crate) fn whole_number(ruby: &Ruby, name: &str, value: Value) -> Result<i64, Error> {
+    let whole = match Float::from_value(value) {
+        #[expect(clippy::float_cmp, reason = "a whole number equals its own whole part exactly")]
+        Some(float) => float.to_f64().trunc() == float.to_f64(),
+        None => true,
+    };
+    match i64::try_convert(value) {
+        Ok(number) if whole => Ok(number),
+        Err(error) if !error.is_kind_of(ruby.exception_type_error()) && !error.is_kind_of(ruby.exception_range_error()) => {
+            Err(error)
+        }
+        _ => {
+            let message = format!("{name} must be a whole number, got {}", value.inspect());
+            Err(Error::new(ruby.exception_arg_error(), message))
+        }
+    }
 }
 
 /// The bytes of a task id: its text, as string interpolation would write it.

@@ -44,6 +44,26 @@ pub(crate) struct Pool {
     generation: Cell<u32>,
 }
 
+/// Why a new connection is of no use.
+enum Refusal {
+    /// Someone said so: the server, which closes the connection next, or Ruby.
+    Said(Error),
+    /// It broke, or made no sense.
+    Broke(core::Error),
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Self {
+        Self::Said(error)
+    }
+}
+
+impl From<core::Error> for Refusal {
+    fn from(error: core::Error) -> Self {
+        Self::Broke(error)
+    }
+}
+
 impl DataTypeFunctions for Pool {
     fn mark(&self, marker: &gc::Marker) {
         marker.mark(self.connector.0);
@@ -159,8 +179,14 @@ impl Pool {
     }
 
     fn begin<'ruby>(&self, ruby: &'ruby Ruby, connection: Obj<Connection>) -> Result<Session<'ruby>, Error> {
-        Session::begin(ruby, connection, self.timeouts.read, self.timeouts.write)
-            .map_err(|error| self.connector.fault(ruby, Fault::Closed, &error.to_string()))
+        let begun = Session::begin(ruby, connection, self.timeouts.read, self.timeouts.write);
+        if let Err(error) = begun {
+            // Someone closed its socket, and most likely those of the others.
+            Connection::close(ruby, connection)?;
+            self.close_idle(ruby)?;
+            return Err(self.connector.fault(ruby, Fault::Closed, &error.to_string()));
+        }
+        begun
     }
 
     fn check_out(&self, ruby: &Ruby) -> Result<Obj<Connection>, Error> {
@@ -219,6 +245,7 @@ impl Pool {
         let now = LocalTime::now();
         if self.collected.get().is_none_or(|last| now.ms_since(last) >= COLLECT_EVERY) {
             self.collected.set(Some(now));
+            scrub_stack();
             ruby.gc_start();
         }
         Ok(())
@@ -319,35 +346,38 @@ impl Pool {
         let mut session = self.begin(ruby, connection)?;
         match self.introduce(ruby, &mut session) {
             Ok(()) => Ok(session.end()),
-            Err(error) => Err(match session.abandon() {
+            Err(Refusal::Said(error)) => match session.abandon() {
+                Some(Failure::Interrupt(interrupt)) => Err(interrupt),
+                _ => Err(error),
+            },
+            Err(Refusal::Broke(error)) => Err(match session.abandon() {
                 Some(Failure::Interrupt(interrupt)) => interrupt,
                 Some(Failure::Fault(fault, detail)) => self.connector.handshake_fault(ruby, fault, &detail),
-                None => error,
+                None => self.connector.core_error(ruby, &error),
             }),
         }
     }
 
-    fn introduce(&self, ruby: &Ruby, session: &mut Session<'_>) -> Result<(), Error> {
-        let failed = |error: &core::Error| self.connector.core_error(ruby, error);
+    fn introduce(&self, ruby: &Ruby, session: &mut Session<'_>) -> Result<(), Refusal> {
         let Prelude { commands, optional } = self.connector.prelude(ruby)?;
         let packed: Vec<u8> = commands.iter().flat_map(|command| redis::pack_command(command)).collect();
-        let replies =
-            session.req_packed_commands(&packed, 0, commands.len()).map_err(|error| failed(&core::Error::Connection(error)))?;
-        let required = replies.len().saturating_sub(optional);
+        let (replies, outcome) = session.replies(&packed, commands.len());
+        let required = commands.len().saturating_sub(optional);
         for (reply, command) in replies.into_iter().zip(&commands).take(required) {
             if let redis::Value::ServerError(error) = reply {
-                let message = format!("{} {}", error.code(), error.details().unwrap_or_default());
+                let message = [error.code(), error.details().unwrap_or_default()].join(" ");
                 // Its name alone: the arguments hold the password.
                 let name = command.first().map_or_else(String::new, |name| String::from_utf8_lossy(name).into_owned());
-                return Err(self.connector.server_error(ruby, &message, &name));
+                return Err(Refusal::Said(self.connector.handshake_server_error(ruby, message.trim_end(), &name)));
             }
         }
+        outcome.map_err(core::Error::Connection)?;
         if self.connector.is_sentinel(ruby)? {
-            let role = session.req_command(&redis::cmd("ROLE")).map_err(|error| failed(&core::Error::Connection(error)))?;
+            let role = session.req_command(&redis::cmd("ROLE")).map_err(core::Error::Connection)?;
             self.connector.check_role(ruby, &first_text(role))?;
         }
         let sent = LocalTime::now();
-        let server_us = entries::server_time(session).map_err(|error| failed(&error))?;
+        let server_us = entries::server_time(session)?;
         self.sample(core::processes::TimeReading { sent, received: LocalTime::now(), server_us });
         Ok(())
     }
@@ -365,6 +395,14 @@ fn ends_connection(error: &core::Error) -> bool {
         core::Error::Server { message, .. } => CODES.iter().any(|code| message.contains(code)),
         _ => true,
     }
+}
+
+/// Overwrites what earlier calls left on the stack below this one. The garbage collector takes it for values, and one old pointer
+/// to a dead fiber would keep its scheduler and every connection of its fibers.
+#[inline(never)]
+fn scrub_stack() {
+    let mut area = [0_u8; 64 * 1024];
+    std::hint::black_box(&mut area);
 }
 
 fn first_text(role: redis::Value) -> Vec<u8> {

@@ -3,8 +3,8 @@
 
 use crate::connection::Connection;
 use crate::connector::{Fault, symbol_name};
-use crate::convert;
 use crate::wait::{self, Event};
+use crate::{convert, fork};
 use magnus::typed_data::Obj;
 use magnus::value::ReprValue;
 use magnus::{Error, KwArgs, RHash, RString, Ruby, Value};
@@ -44,6 +44,7 @@ struct Stream<'ruby> {
     transport: Transport,
     read_timeout: Option<f64>,
     write_timeout: Option<f64>,
+    generation: u32,
     failure: Option<Failure>,
 }
 
@@ -69,7 +70,7 @@ impl<'ruby> Session<'ruby> {
             }
             None => Transport::Plain(fd),
         };
-        let stream = Stream { ruby, io, transport, read_timeout, write_timeout, failure: None };
+        let stream = Stream { ruby, io, transport, read_timeout, write_timeout, generation: fork::generation(), failure: None };
         Ok(Self { ruby, connection, parser: connection.take_parser(), stream })
     }
 
@@ -87,6 +88,19 @@ impl<'ruby> Session<'ruby> {
             (_, Err(interrupt)) => Some(Failure::Interrupt(interrupt)),
             (failure, Ok(())) => failure,
         }
+    }
+
+    /// Sends commands in one write and reads as many replies as come, with what ended them if it was too early.
+    pub(crate) fn replies(&mut self, packed: &[u8], count: usize) -> (Vec<redis::Value>, RedisResult<()>) {
+        let mut replies = Vec::with_capacity(count);
+        let mut outcome = self.stream.write_all(packed);
+        while outcome.is_ok() && replies.len() < count {
+            match self.receive() {
+                Ok(reply) => replies.push(reply),
+                Err(error) => outcome = Err(error),
+            }
+        }
+        (replies, outcome)
     }
 
     fn receive(&mut self) -> RedisResult<redis::Value> {
@@ -145,13 +159,30 @@ impl Stream<'_> {
             Event::Writable => (self.write_timeout, Fault::WriteTimeout),
         };
         match wait::io_wait(self.ruby, self.io, event, timeout) {
-            Ok(true) => Ok(()),
+            Ok(true) => self.look_again(),
             Ok(false) => {
                 let detail = timeout.map_or_else(String::new, |seconds| format!("Waited {seconds} seconds"));
                 Err(self.fault(fault, detail))
             }
+            // Ruby says so when another thread closed the IO.
+            Err(error) if error.is_kind_of(self.ruby.exception_io_error()) && wait::descriptor(self.io).is_err() => {
+                Err(self.fault(Fault::Closed, error.to_string()))
+            }
             Err(error) => Err(self.fail(Failure::Interrupt(error))),
         }
+    }
+
+    /// While Ruby ran anything may have happened: a fork, after which the socket is the parent's and this fiber a copy of the
+    /// parent's; or the IO was closed, and its descriptor is another's now.
+    fn look_again(&mut self) -> io::Result<()> {
+        if self.generation != fork::generation() {
+            return Err(self.fault(Fault::Forked, "this process was forked in the middle of the call, which is the parent's"));
+        }
+        let fd = wait::descriptor(self.io).map_err(|error| self.fault(Fault::Closed, error.to_string()))?;
+        if let Transport::Plain(known) = &mut self.transport {
+            *known = fd;
+        }
+        Ok(())
     }
 
     fn write_all(&mut self, mut rest: &[u8]) -> RedisResult<()> {
@@ -167,13 +198,12 @@ impl Stream<'_> {
             Transport::Plain(fd) => fd,
             Transport::Tls { ssl, no_exception } => return self.write_tls(ssl, no_exception, bytes),
         };
-        loop {
-            match send(borrow(fd), bytes, send_flags()) {
-                Ok(written) => return Ok(written),
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => self.wait(Event::Writable)?,
-                Err(error) => return Err(self.fault(Fault::Closed, describe(error))),
-            }
+        match send(borrow(fd), bytes, send_flags()) {
+            Ok(written) => Ok(written),
+            // Nothing written: the caller tries again.
+            Err(Errno::INTR) => Ok(0),
+            Err(Errno::AGAIN) => self.wait(Event::Writable).map(|()| 0),
+            Err(error) => Err(self.fault(Fault::Closed, describe(error))),
         }
     }
 
@@ -217,6 +247,7 @@ impl Stream<'_> {
 
     /// An error of OpenSSL or of the socket below ends the connection; everything else is an interrupt.
     fn call_tls(&mut self, result: Result<Value, Error>) -> io::Result<Value> {
+        self.look_again()?;
         result.map_err(|error| {
             let standard = error.value().is_some_and(|value| {
                 value.is_kind_of(self.ruby.exception_io_error())
@@ -231,11 +262,11 @@ impl Stream<'_> {
 
 impl io::Read for &mut Stream<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let fd = match self.transport {
-            Transport::Plain(fd) => fd,
-            Transport::Tls { ssl, no_exception } => return self.read_tls(ssl, no_exception, buffer),
-        };
         loop {
+            let fd = match self.transport {
+                Transport::Plain(fd) => fd,
+                Transport::Tls { ssl, no_exception } => return self.read_tls(ssl, no_exception, buffer),
+            };
             match recv(borrow(fd), &mut *buffer, RecvFlags::DONTWAIT) {
                 Ok((0, _)) if !buffer.is_empty() => return Err(self.fault(Fault::Closed, "the server closed the connection")),
                 Ok((read, _)) => return Ok(read),
@@ -256,8 +287,8 @@ fn send_flags() -> SendFlags {
 }
 
 fn borrow<'fd>(fd: RawFd) -> BorrowedFd<'fd> {
-    // SAFETY: the Ruby IO that owns the descriptor is alive on this stack (`Stream::io`), it was open when the session began,
-    // and a wait on an IO that someone closes meanwhile raises, after which the descriptor is not used again.
+    // SAFETY: the Ruby IO that owns the descriptor is alive on this stack (`Stream::io`). It was open when the descriptor was
+    // asked for, at the beginning and again after each wait (`Stream::look_again`), and nothing of Ruby has run since.
     unsafe { BorrowedFd::borrow_raw(fd) }
 }
 

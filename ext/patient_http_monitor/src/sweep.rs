@@ -26,6 +26,8 @@ pub(crate) struct Sweep {
     /// How long a lease holds, in ms: what any collector calls stale.
     threshold_ms: i64,
     kept_alive: Cell<LocalTime>,
+    /// Whether it ended because the monitor's own proof of life had run out.
+    stopped: Cell<bool>,
 }
 
 impl DataTypeFunctions for Sweep {
@@ -42,11 +44,15 @@ impl Sweep {
             let threshold_ms = milliseconds(ruby, "orphan_threshold_seconds", threshold)?;
             let process = monitor.process(ruby)?;
             let ttl = TaskMonitor::registry_ttl(ruby, monitor)?;
+            let proof_of_life = Ttl::of_capacity(TaskMonitor::heartbeat_interval(ruby, monitor)?);
+            if monitor.is_silent(proof_of_life) {
+                monitor.found_itself_dead();
+            }
             if !monitor.may_sweep() {
                 return Ok(None);
             }
             let (pool, shift) = (monitor.pool(ruby)?, time_shift(ruby)?);
-            let plan = Plan { process: &process, threshold_ms, shift, ttl };
+            let plan = Plan { process: &process, threshold_ms, shift, ttl, restore_from: monitor.restore_cursor() };
             let begun = Pool::run(ruby, pool, |session, _| recovery::Sweep::begin(session, &plan, monitor.has_pinged()))?;
             match begun {
                 Begun::NotAlive => {
@@ -56,9 +62,10 @@ impl Sweep {
                 Begun::Ready(sweep) => Ok(Some(ruby.obj_wrap(Self {
                     monitor: monitor.into(),
                     pool: pool.into(),
-                    state: Cell::new(Some(Box::new(sweep))),
+                    state: Cell::new(Some(sweep)),
                     threshold_ms,
                     kept_alive: Cell::new(LocalTime::now()),
+                    stopped: Cell::new(false),
                 }))),
             }
         })
@@ -81,9 +88,18 @@ impl Sweep {
     /// `[lease in ms, [[registry id, payload, counted by, recoveries], ...], [ids of ghosts]]`, or nil at the end.
     fn claim(ruby: &Ruby, this: Obj<Self>) -> Result<Option<(i64, RArray, RArray)>, Error> {
         guard::method(ruby, || {
-            let Some(Batch { lease, claimed, ghosts }) = this.step(ruby, |sweep, session| sweep.claim(session))? else {
+            let monitor = this.monitor.get_inner_with(ruby);
+            // A ping in the middle of the sweep may have found that Redis was away.
+            if !monitor.may_sweep() {
+                this.stopped.set(true);
                 return Ok(None);
-            };
+            }
+            let (batch, found_dead) = this.step(ruby, |sweep, session| Ok((sweep.claim(session)?, sweep.found_dead())))?;
+            if found_dead {
+                monitor.found_itself_dead();
+                this.stopped.set(true);
+            }
+            let Some(Batch { lease, claimed, ghosts }) = batch else { return Ok(None) };
             let orphans = ruby.ary_new_capa(claimed.len());
             for orphan in claimed {
                 orphans.push((
@@ -100,7 +116,12 @@ impl Sweep {
     /// The ids put back into the index, or nil at the end.
     fn restore(ruby: &Ruby, this: Obj<Self>) -> Result<Option<RArray>, Error> {
         guard::method(ruby, || {
-            let restored = this.step(ruby, |sweep, session| sweep.restore(session))?;
+            let restored = this.step(ruby, |sweep, session| {
+                let restored = sweep.restore(session)?;
+                Ok((restored, sweep.restore_cursor()))
+            })?;
+            let (restored, cursor) = restored;
+            this.monitor.get_inner_with(ruby).set_restore_cursor(cursor);
             Ok(restored.map(|ids| strings(ruby, &ids)))
         })
     }
@@ -117,9 +138,7 @@ impl Sweep {
         guard::method(ruby, || {
             let (id, counted_by) = (RegistryId(convert::bytes(id)), convert::bytes(counted_by));
             let window = window.map(|window| seconds(ruby, "recovery_window", window)).transpose()?.map(Ttl::from_seconds);
-            let settled = Pool::run(ruby, this.pool.get_inner_with(ruby), |session, _| {
-                recovery::settle(session, &id, Millis(lease), &counted_by, window)
-            })?;
+            let settled = this.step(ruby, |sweep, session| sweep.settle(session, &id, Millis(lease), &counted_by, window))?;
             Ok(ruby.to_symbol(match settled {
                 Settled::Removed => "removed",
                 Settled::Gone => "gone",
@@ -142,8 +161,12 @@ impl Sweep {
         guard::method(ruby, || {
             let counted_by = convert::bytes(counted_by);
             let window = Ttl::from_seconds(seconds(ruby, "recovery_window", window)?);
-            Pool::run(ruby, this.pool.get_inner_with(ruby), |session, _| recovery::count_refusal(session, &counted_by, window))
+            this.step(ruby, |sweep, session| sweep.count_refusal(session, &counted_by, window))
         })
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stopped.get()
     }
 
     /// Whether a lease taken at a moment `age` s ago should be renewed before the next push.
@@ -183,6 +206,7 @@ pub(crate) fn init(ruby: &Ruby, module: RModule) -> Result<(), Error> {
     class.undef_default_alloc_func();
     class.define_singleton_method("begin", function!(Sweep::begin, 2))?;
     class.define_method("claim", method!(Sweep::claim, 0))?;
+    class.define_method("stopped?", method!(|sweep: &Sweep| sweep.is_stopped(), 0))?;
     class.define_method("restore", method!(Sweep::restore, 0))?;
     class.define_method("settle", method!(Sweep::settle, 4))?;
     class.define_method("renew", method!(Sweep::renew, 2))?;

@@ -12,8 +12,8 @@ use magnus::rb_sys::AsRawValue;
 use magnus::typed_data::{DataType, DataTypeBuilder, Obj};
 use magnus::value::{InnerValue, Lazy, LazyId, Opaque, ReprValue};
 use magnus::{
-    Class, DataTypeFunctions, Error, Module, Object, RArray, RClass, RHash, RModule, RString, Ruby, TryConvert, TypedData,
-    Value, function, gc, method,
+    Class, DataTypeFunctions, Error, Module, Object, RArray, RClass, RHash, RModule, RString, Ruby, TypedData, Value, function,
+    gc, method,
 };
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
@@ -77,6 +77,8 @@ pub(crate) struct TaskMonitor {
     hold: Cell<Hold>,
     /// Until when this monitor holds the GC lock, as far as it knows.
     lock_until: Cell<Option<LocalTime>>,
+    /// Where the next sweep goes on looking for jobs without an index entry.
+    restore_cursor: Cell<u64>,
     /// Those in use last.
     pools: Cell<Option<Pools>>,
 }
@@ -168,10 +170,7 @@ impl TaskMonitor {
 
     fn capacity(ruby: &Ruby, this: Obj<Self>) -> Result<i64, Error> {
         let value: Value = Self::config(ruby, this)?.funcall(*MAX_CONNECTIONS, ())?;
-        i64::try_convert(value).map_err(|_| {
-            let message = format!("max_connections must be a whole number, got {}", value.inspect());
-            Error::new(ruby.exception_arg_error(), message)
-        })
+        convert::whole_number(ruby, "max_connections", value)
     }
 
     fn registry_id(&self, ruby: &Ruby, task: Value) -> Result<RegistryId, Error> {
@@ -217,11 +216,17 @@ impl TaskMonitor {
 
     fn pinged(&self, report: PingReport, ttl: Ttl) {
         let now = LocalTime::now();
-        let was_silent = self.last_ping.get().is_some() && !report.was_alive;
+        // The key may be there again by a ping whose answer was lost: the time since the last one that was answered tells more.
+        let was_silent = self.last_ping.get().is_some() && (!report.was_alive || self.is_silent(ttl));
         if was_silent || self.hold.get() == Hold::UntilPinged {
             self.hold.set(Hold::Until(now.ahead(ttl_ms(ttl))));
         }
         self.last_ping.set(Some(now));
+    }
+
+    /// Whether the last ping that was answered is older than the proof of life that it gave.
+    pub(crate) fn is_silent(&self, ttl: Ttl) -> bool {
+        self.last_ping.get().is_some_and(|last| LocalTime::now().ms_since(last) >= ttl_ms(ttl))
     }
 
     fn unregister(ruby: &Ruby, this: Obj<Self>, task: Value) -> Result<(), Error> {
@@ -286,7 +291,8 @@ impl TaskMonitor {
         guard::method(ruby, || {
             let process = this.process(ruby)?;
             Pool::run(ruby, this.pool(ruby)?, |session, _| processes::remove(session, &process))?;
-            this.forget_pings();
+            // An outage is not over because this process leaves: the hold stays.
+            this.last_ping.set(None);
             Ok(())
         })
     }
@@ -296,9 +302,8 @@ impl TaskMonitor {
             let process = this.process(ruby)?;
             let ttl = Ttl::of_gc_lock(Self::heartbeat_interval(ruby, this)?);
             let held = this.holds_lock();
-            let acquired = Pool::run(ruby, this.pool(ruby)?, |session, attempt| {
-                registry_gc::acquire_lock(session, &process, ttl, attempt, held)
-            })?;
+            let pool = this.pool(ruby)?;
+            let acquired = Pool::run(ruby, pool, |session, _| registry_gc::acquire_lock(session, &process, ttl, held))?;
             if acquired {
                 this.lock_until.set(Some(LocalTime::now().ahead(ttl_ms(ttl))));
             }
@@ -325,10 +330,11 @@ impl TaskMonitor {
     fn release_gc_lock(ruby: &Ruby, this: Obj<Self>) -> Result<bool, Error> {
         guard::method(ruby, || {
             let process = this.process(ruby)?;
+            // Whatever becomes of this call: if its answer is lost, the next acquire must not take the lock for held.
+            this.lock_until.set(None);
             let released = Pool::run(ruby, this.pool(ruby)?, |session, attempt: Attempt| {
                 registry_gc::release_lock(session, &process, attempt)
             })?;
-            this.lock_until.set(None);
             Ok(released)
         })
     }
@@ -347,6 +353,14 @@ impl TaskMonitor {
             let (pool, shift) = (this.pool(ruby)?, time_shift(ruby)?);
             Pool::run(ruby, pool, |session, _| registry_gc::record_run(session, pool.now().ahead(shift), ttl))
         })
+    }
+
+    pub(crate) fn restore_cursor(&self) -> u64 {
+        self.restore_cursor.get()
+    }
+
+    pub(crate) fn set_restore_cursor(&self, cursor: u64) {
+        self.restore_cursor.set(cursor);
     }
 
     /// Whether orphans may be taken now, as far as this monitor knows.
@@ -431,7 +445,7 @@ fn array_of_ids(ruby: &Ruby, ids: Value) -> Result<RArray, Error> {
         return Ok(array);
     }
     let enumerable: RModule = ruby.class_object().const_get("Enumerable")?;
-    if ids.is_kind_of(enumerable) {
+    if ids.is_kind_of(enumerable) && !ids.is_kind_of(ruby.class_hash()) {
         return ids.funcall("to_a", ());
     }
     let got = if ids.is_nil() { "nil".to_owned() } else { format!("an instance of {}", ids.class()) };

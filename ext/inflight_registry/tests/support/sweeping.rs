@@ -11,12 +11,12 @@ const STEPS: usize = 500;
 /// Begins a sweep as a process that never pinged, so that it may always sweep.
 pub fn begin(conn: &mut impl ConnectionLike, threshold_ms: i64) -> Sweep {
     let process = ProcessId::generate();
-    begin_with(conn, &Plan { process: &process, threshold_ms, shift: 0, ttl: ttl(TTL) })
+    begin_with(conn, &Plan { process: &process, threshold_ms, shift: 0, ttl: ttl(TTL), restore_from: 0 })
 }
 
 pub fn begin_with(conn: &mut impl ConnectionLike, plan: &Plan<'_>) -> Sweep {
     match Sweep::begin(conn, plan, false).unwrap() {
-        Begun::Ready(sweep) => sweep,
+        Begun::Ready(sweep) => *sweep,
         Begun::NotAlive => panic!("a sweep that need not be alive must begin"),
     }
 }
