@@ -145,6 +145,54 @@ RSpec.describe "fibers under a Fiber scheduler" do
     expect(server.call("LLEN", "queue:default")).to eq(20)
   end
 
+  describe "of a process that forks a child meanwhile" do
+    before do
+      3.times do |number|
+        monitor.register(task(number.to_s))
+        server.call("ZADD", "sidekiq:patient_http:inflight_index", "XX", number + 1, monitor.full_task_id(number.to_s))
+      end
+    end
+
+    # Three fibers are in the middle of their calls when the child begins. It only ends, but its thread's scheduler goes on with
+    # whatever fibers it has inherited.
+    #
+    # @return [Hash{Integer => Integer, RedisClient::Error}] what the parent's fibers got
+    def answers
+      answers = {}
+      child = nil
+      server.freeze_for_a_while do
+        FiberScheduler.run do
+          3.times do |number|
+            schedule do
+              answers[number] = monitor.heartbeat_timestamp_for(task(number.to_s))
+            rescue RedisClient::Error => error
+              answers[number] = error
+            end
+          end
+          Fiber.schedule { child = fork { exit } }
+          Fiber.schedule { Process.kill(:CONT, server.pid) }
+        end
+      end
+      answers
+    ensure
+      # What it waits for may never come.
+      Process.kill(:KILL, child) && Process.wait(child) if child
+    end
+
+    it "are each given their own answer" do
+      all_at_once(3) { monitor.registered?(task("0")) }
+      expect(Array.new(10) { answers }).to all(eq({0 => 1, 1 => 2, 2 => 3}))
+    end
+
+    it "are each given their own answer when their connections are just being made" do
+      rounds = Array.new(10) do
+        server.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        answers
+      end
+      expect(rounds).to all(eq({0 => 1, 1 => 2, 2 => 3}))
+    end
+  end
+
   describe "that never end" do
     include RubyProcess
 

@@ -76,6 +76,20 @@ RSpec.describe "what interrupts a call" do
     Sidekiq::Client.via(fresh) { answers_are_right }
   end
 
+  # A class that the connecting itself may raise, and translates then.
+  it "acts at once, and as what it is, while a TLS handshake is not answered" do
+    listener = TCPServer.new("127.0.0.1", 0)
+    silent = Sidekiq::RedisConnection.create(url: "rediss://127.0.0.1:#{listener.local_address.ip_port}/0", timeout: 5,
+      ssl_params: {verify_mode: OpenSSL::SSL::VERIFY_NONE})
+    elapsed = seconds do
+      expect { Sidekiq::Client.via(silent) { Timeout.timeout(0.3, IOError) { monitor.register(task) } } }
+        .to raise_error(IOError, "execution expired")
+    end
+    expect(elapsed).to be_between(0.28, 0.3 + prompt)
+  ensure
+    listener&.close
+  end
+
   it "acts at once while a request is too large for the socket to take" do
     large = task("large", args: ["x" * 20_000_000])
     server.freeze_for_a_while do

@@ -162,4 +162,11 @@ RSpec.describe "the monitor's connections" do
     end
     expect(eventually { collected.call }).to be(true)
   end
+
+  it "are few though 100 of Sidekiq's pools came and went" do
+    Thread.new do
+      100.times { Sidekiq::Client.via(Sidekiq::RedisConnection.create(url: server.url)) { monitor.register(task) } }
+    end.join
+    expect(eventually { GC.start || clients_of(server).size <= 10 }).to be(true)
+  end
 end

@@ -39,16 +39,26 @@ module PatientHttpMonitor
       # @return [Boolean] whether it was added
       def bury_unusable(payload, registry_id, reason)
         value = StoredJob.parse(payload)
-        job = showable?(value) ? value : {"class" => WRAPPER, "args" => [value], "queue" => "default"}
-        job["dead"] = false if value.is_a?(Hash) && value["dead"] == false
-        bury(job, registry_id, UnusableJobError.new(reason))
+        error = UnusableJobError.new(reason)
+        return bury(value, registry_id, error) if showable?(value)
+
+        begin
+          bury(wrap(value), registry_id, error)
+        rescue JSON::JSONError
+          # Ruby reads it and does not write it: 1e999, or arrays as deep as can be read. So its text.
+          bury(wrap(payload), registry_id, error)
+        end
       rescue UnusableJobError, JSON::JSONError
-        # The second: JSON that Ruby reads and does not write, such as 1e999, or arrays as deep as it goes.
         add(payload)
         true
       end
 
       private
+
+      def wrap(value)
+        job = {"class" => WRAPPER, "args" => [value], "queue" => "default"}
+        value.is_a?(Hash) && value["dead"] == false ? job.merge("dead" => false) : job
+      end
 
       # Sidekiq's page joins tags, and looks into the args of encrypted and of ActiveJob's jobs.
       def showable?(value)

@@ -70,6 +70,38 @@ RSpec.describe "a connection that is lost" do
     expect(monitor.release_gc_lock).to be(true)
   end
 
+  describe "because someone in this process closes its socket" do
+    # Of the connections under test; the one that asks here is not among them.
+    def open_sockets
+      ports = clients_of(server).map { |client| Integer(client["addr"][/\d+\z/]) }
+      ObjectSpace.each_object(Socket).reject(&:closed?).select { |socket| ports.include?(socket.local_address.ip_port) }
+    end
+
+    it "is not noticed by the next call, however many were idle" do
+      all_at_once(6) { |number| monitor.register(task(number.to_s)) }
+      expect(open_sockets.each(&:close).size).to be > 1
+      expect(Array.new(8) { |number| monitor.registered?(task(number.to_s)) }).to eq([true] * 6 + [false] * 2)
+    end
+
+    context "while a call waits that may not be repeated" do
+      let(:settings) { {url: server.url, timeout: 5, reconnect_attempts: 0} }
+
+      it "raises an error of redis-client at once, and the next call works" do
+        monitor.register(task("known"))
+        sockets = open_sockets
+        elapsed = nil
+        server.freeze_for_a_while do
+          waiting = threads(1) { monitor.registered?(task("known")) }.first
+          eventually { waiting.stop? }
+          elapsed = seconds { expect { sockets.each(&:close) && waiting.value }.to raise_error(RedisClient::Error) }
+        end
+        expect(elapsed).to be < 1
+        expect(monitor.registered?(task("known"))).to be(true)
+        expect(monitor.registered?(task("unknown"))).to be(false)
+      end
+    end
+  end
+
   describe "in the middle of a call" do
     # Not repeated by itself: what a call does once is seen as it is.
     let(:once) { {timeout: 2, reconnect_attempts: 0} }
@@ -134,6 +166,21 @@ RSpec.describe "a connection that is lost" do
             proxy.cut_next_reply(kept: kept)
             monitor.unregister(task("a"))
             expect(stored).to eq([[], []])
+          end
+        end
+      end
+    end
+
+    it "leaves the GC lock to be taken again, whether giving it back has happened or not" do
+      WireProxy.open(server.port) do |proxy|
+        through(proxy, **once) do
+          2.times { monitor.acquire_gc_lock && monitor.release_gc_lock }
+          %i[cut_next_request cut_next_reply].each do |cut|
+            monitor.acquire_gc_lock
+            proxy.public_send(cut)
+            expect { monitor.release_gc_lock }.to raise_error(RedisClient::ConnectionError)
+            expect(Array.new(2) { monitor.acquire_gc_lock }).to eq([true, false])
+            expect(monitor.release_gc_lock).to be(true)
           end
         end
       end

@@ -78,6 +78,39 @@ RSpec.describe "a Redis that cannot be connected to" do
     listener&.close
   end
 
+  it "raises CommandError, as Sidekiq's connection does, when it has as many clients as it may" do
+    server.call("CONFIG", "SET", "maxclients", 1)
+    ours, theirs = both_errors(url: server.url, reconnect_attempts: 0)
+
+    expect([ours.class, theirs.class]).to eq([RedisClient::CommandError] * 2)
+    expect(ours.message).to include("max number of clients")
+  ensure
+    server.call("CONFIG", "SET", "maxclients", 1_000)
+  end
+
+  it "raises CannotConnectError, as Sidekiq's connection does, when no sentinel can be reached" do
+    sentinels = Array.new(2) { {host: "127.0.0.1", port: RedisServer.free_port} }
+    ours, theirs = both_errors(url: "redis://the-master/0", sentinels: sentinels, timeout: 1, reconnect_attempts: 0)
+
+    expect([ours.class, theirs.class]).to eq([RedisClient::CannotConnectError] * 2)
+  end
+
+  it "does not show the password when the server does not know how to log in, and quotes what it was sent" do
+    file = File.join(server.dir, "without_auth.conf")
+    File.write(file, "rename-command AUTH \"\"\n")
+    unable = RedisServer.start(include: file)
+    # Sidekiq itself speaks protocol 3, which logs in by HELLO.
+    settings = RedisClient.config(url: "redis://someone:s3cret-word@127.0.0.1:#{unable.port}/0", protocol: 2)
+    error = Sidekiq::Client.via(ConnectionPool.new(size: 3) { settings.new_client }) { raised { monitor.register(task) } }
+
+    expect(error).to be_a(RedisClient::CommandError)
+    expect(error.message).to include("unknown command")
+    expect(text_of(error)).not_to include("s3cret-word")
+    expect(error.command.join).not_to include("s3cret-word")
+  ensure
+    unable&.stop
+  end
+
   context "when the garbage collector does not happen to run" do
     before { GC.disable }
     after { GC.enable }

@@ -66,6 +66,33 @@ RSpec.describe "a Redis that does not answer" do
     expect(waiting.value).to be(true)
   end
 
+  describe "when it is asked for the GC lock" do
+    # The server must know the scripts, so that it carries out what it answers too late.
+    before do
+      PatientHttp::Sidekiq::TaskMonitor.new(config).tap do |another|
+        2.times { another.acquire_gc_lock && another.release_gc_lock }
+      end
+    end
+
+    def holder
+      eventually { server.call("GET", "sidekiq:patient_http:gc_lock") }
+    end
+
+    it "has given it to the caller, who learns that from the next call, and no later one" do
+      server.freeze_for_a_while { expect { monitor.acquire_gc_lock }.to raise_error(RedisClient::ReadTimeoutError) }
+      expect(holder).to eq(monitor.full_task_id("").chomp("/"))
+      expect(Array.new(3) { monitor.acquire_gc_lock }).to eq([true, false, false])
+      expect(server.call("TTL", "sidekiq:patient_http:gc_lock")).to be_within(5).of(120)
+      expect(PatientHttp::Sidekiq::TaskMonitor.new(config).acquire_gc_lock).to be(false)
+    end
+
+    it "has taken it back, and gives it again" do
+      monitor.acquire_gc_lock
+      server.freeze_for_a_while { expect { monitor.release_gc_lock }.to raise_error(RedisClient::ReadTimeoutError) }
+      expect(Array.new(2) { monitor.acquire_gc_lock }).to eq([true, false])
+    end
+  end
+
   it "never gives a call the late answer to an earlier one" do
     seed = RSpec.configuration.seed
     random = Random.new(seed)

@@ -94,7 +94,7 @@ RSpec.describe "TaskMonitor#cleanup_orphaned_requests" do
     expect(queued.first).to include(job)
   end
 
-  [300, 300.0, Rational(300), Registry::Duration.new(300.0)].each do |threshold|
+  [300, 300.0, Rational(300), Registry::Duration.new(300.0), "300"].each do |threshold|
     it "compares with a threshold of #{threshold.inspect}" do
       young, old = leave_orphans(task, task)
       age(young, seconds: 295)
@@ -111,5 +111,11 @@ RSpec.describe "TaskMonitor#cleanup_orphaned_requests" do
       expect(collector.cleanup_orphaned_requests(threshold, logger)).to eq(1)
       expect(entries).to be_empty
     end
+  end
+
+  it "raises ArgumentError for a threshold that is text and no number, and takes nothing" do
+    ids = leave_orphans(task)
+    expect { collector.cleanup_orphaned_requests("abc", logger) }.to raise_error(ArgumentError, /abc/)
+    expect([entries, queued]).to eq([ids, []])
   end
 end

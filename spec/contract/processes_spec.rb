@@ -59,6 +59,13 @@ RSpec.describe "TaskMonitor#ping_process" do
   end
 end
 
+RSpec.describe "TaskMonitor#ping_process with max_connections of 10.7" do
+  it "raises ArgumentError, and writes nothing" do
+    expect { monitor(max_connections: 10.7).ping_process }.to raise_error(ArgumentError, /max_connections.*10\.7/)
+    expect(keys).to be_empty
+  end
+end
+
 RSpec.describe "TaskMonitor#remove_process" do
   let(:one) { monitor }
 

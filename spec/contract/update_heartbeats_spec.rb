@@ -100,6 +100,20 @@ RSpec.describe "TaskMonitor#update_heartbeats" do
     expect(score(full_id)).to be > server_ms - 5_000
   end
 
+  it "takes the ids of a Set" do
+    full_ids = register("a", "b")
+    age(*full_ids)
+    one.update_heartbeats(Set["a", "b"])
+    expect(full_ids.map { |id| score(id) }).to all(be > server_ms - 5_000)
+  end
+
+  it "raises TypeError for a Hash, and refreshes nothing" do
+    full_id, = register("a")
+    age(full_id)
+    expect { one.update_heartbeats({"a" => 1}) }.to raise_error(TypeError)
+    expect(score(full_id)).to be < server_ms - 3_000_000
+  end
+
   it "says what is wrong with nil" do
     register("a")
     expect { one.update_heartbeats(nil) }.to raise_error(StandardError, /nil/)

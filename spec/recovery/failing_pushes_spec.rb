@@ -62,6 +62,67 @@ RSpec.describe "A sweep whose pushes fail" do
     end
   end
 
+  # A lease as far ahead would keep the job from everyone.
+  it "leases for no later than about now, however far ahead the threshold reaches" do
+    id, = leave_orphans(task)
+    on_push(broken) { sweep(-1e10) }
+    expect(score(id)).to be_between(server_ms - 5_000, server_ms + 1_500)
+  end
+
+  {
+    "an error whose message is nil" => Class.new(StandardError) { def message = nil },
+    "a ScriptError" => NotImplementedError
+  }.each do |kind, error|
+    it "goes on with the others, with a line, when a client middleware raises #{kind}" do
+      stub_const("OddError", error)
+      bad, = leave_orphans(task(args: ["bad"]), task, task)
+      age(bad, seconds: 7_200)
+      expect(on_push(->(job) { raise OddError if job["args"] == ["bad"] }) { sweep }).to eq(2)
+      expect([entries, logger.errors.size]).to eq([[bad], 1])
+      expect(logger.errors.first).to include("#{bad}: #{error.name} - ")
+    end
+  end
+
+  %i[info error].each do |level|
+    it "goes on with the others when the logger raises on #{level}, and says so to Sidekiq's" do
+      bad, = leave_orphans(task(args: ["bad"]), task, task)
+      age(bad, seconds: 7_200)
+      logger.define_singleton_method(level) { |_| raise IOError, "disk full" }
+      log = sidekiq_log(:info) do
+        expect(on_push(->(job) { raise "not this one" if job["args"] == ["bad"] }) { sweep }).to eq(2)
+      end
+      expect([queued.size, entries]).to eq([2, [bad]])
+      expect(log).to match(/ERROR.*\[PatientHttp::Sidekiq\] .*IOError/)
+    end
+  end
+
+  describe "since they find no Redis" do
+    let!(:ids) { leave_orphans(*Array.new(30) { |number| task(args: [number]) }) }
+    let(:unreachable) { RedisClient::CannotConnectError.new("nobody listens") }
+
+    it "ends after three in a row, with a line on Sidekiq's logger" do
+      tried = 0
+      log = sidekiq_log(:info) { expect(on_push(->(_) { (tried += 1) and raise unreachable }) { sweep }).to eq(0) }
+      expect([tried, entries]).to match([3, match_array(ids)])
+      expect(log).to match(/ERROR.*\[PatientHttp::Sidekiq\] .*RedisClient::CannotConnectError/)
+    end
+
+    it "counts what was pushed before" do
+      tried = 0
+      sidekiq_log(:fatal) { expect(on_push(->(_) { raise unreachable if (tried += 1) > 10 }) { sweep }).to eq(10) }
+      expect([tried, queued.size, entries.size]).to eq([13, 10, 20])
+    end
+
+    it "goes on when it was a single one, or two in a row, however often" do
+      tried = 0
+      log = sidekiq_log(:info) do
+        expect(on_push(->(_) { raise unreachable unless ((tried += 1) % 3).zero? }) { sweep }).to eq(10)
+      end
+      expect([tried, logger.errors.size]).to eq([30, 20])
+      expect(log).not_to include("ERROR")
+    end
+  end
+
   it "never gives a job up, however often the push raises" do
     allow(PatientHttpMonitor).to receive(:settings)
       .and_return(PatientHttpMonitor::Settings.new.tap { |settings| settings.recovery_limit = 1 })

@@ -66,6 +66,37 @@ RSpec.describe "What a sweep says" do
     expect(lines.map { |line| line.lines.size }).to all(eq(1))
   end
 
+  it "is a line of its own for a job whose class has several" do
+    leave_orphans(task(class: "ReportJob\n[PatientHttp::Sidekiq] Re-enqueued\r\nall"))
+    logger = RecordingLogger.new
+    expect(sweep(logger)).to eq(1)
+    expect(logger.lines.map { |_, line| line.lines.size }).to eq([1])
+    expect(logger.infos.first).not_to match(/[[:cntrl:]]/)
+  end
+
+  it "is a line of its own for an error whose message has several" do
+    leave_orphans(task)
+    logger = RecordingLogger.new
+    on_push(->(_) { raise IOError, "disk full\n[PatientHttp::Sidekiq] Re-enqueued\r\n" }) { sweep(logger) }
+    expect(logger.lines.map { |_, line| line.lines.size }).to eq([1])
+    expect(logger.errors.first).not_to match(/[[:cntrl:]]/)
+  end
+
+  {
+    "the job as it was registered" => ->(job) { job.slice("class", "args", "jid", "queue") },
+    "the job as it is pushed" => ->(job) { job },
+    "the arguments" => ->(job) { job["args"].inspect }
+  }.each do |kind, quote|
+    it "does not show the arguments where an error quotes #{kind}" do
+      leave_orphans(task(args: ["s3cret", {"number" => 4711}]))
+      logger = RecordingLogger.new
+      log = sidekiq_log(:debug) { on_push(->(job) { raise ArgumentError, "not allowed: #{quote.call(job)}!" }) { sweep(logger) } }
+      expect(logger.errors.size).to eq(1)
+      expect(logger.errors.first).to include("ArgumentError - not allowed: ")
+      expect(logger.errors.first + log).not_to match(/s3cret|4711/)
+    end
+  end
+
   it "tells Sidekiq's logger of jobs that lost their index entry" do
     write_entry("dead:1:00ff/lost", payload: "{}", score: nil)
     expect(sidekiq_log(:warn) { sweep(RecordingLogger.new) }).to match(/WARN.*\[PatientHttp::Sidekiq\] .*\b1\b/)

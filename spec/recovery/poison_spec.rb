@@ -145,6 +145,35 @@ RSpec.describe "A job that kills each process it runs in" do
     expect(counters.map { |key| ttl(key) }).to eq([1_001])
   end
 
+  it "is not counted when it goes to the dead set" do
+    recover(3)
+    before = counters.to_h { |key| [key, REDIS.call("GET", key)] }
+    recover
+    expect([dead_set.size, counters.to_h { |key| [key, REDIS.call("GET", key)] }]).to eq([1, before])
+  end
+
+  it "is one dead job, though its entry is buried twice, also without a jid" do
+    [job, job.merge(jid: nil)].each do |job|
+      payload = JSON.generate(task(**job).task_handler.sidekiq_job.compact)
+      5.times do
+        write_entry("dead:1:00ff/the same", payload: payload)
+        monitor.cleanup_orphaned_requests(300, logger)
+      end
+      expect([queued.size, dead_set.size]).to eq([3, 1])
+      REDIS.call("DEL", "dead", "queue:default")
+    end
+  end
+
+  {"an Integer" => '"jid":12345', "named twice" => '"jid":"first","jid":"last"'}.each do |kind, jid|
+    it "is counted though its jid is #{kind}" do
+      counts = Array.new(4) do |number|
+        write_entry("dead:1:00ff/#{number}", payload: %({"class":"PoisonJob","args":["arsenic"],"queue":"default",#{jid}}))
+        monitor.cleanup_orphaned_requests(300, logger)
+      end
+      expect([counts, dead_set.size]).to eq([[1, 1, 1, 0], 1])
+    end
+  end
+
   it "is recovered again once the count has run out" do
     recover(3)
     REDIS.call("DEL", *counters)
@@ -181,6 +210,37 @@ RSpec.describe "A job that kills each process it runs in" do
 
     it "is handed to the death handlers all the same" do
       expect(deaths { recover(4) }.map(&:first)).to contain_exactly(a_hash_including(job.transform_keys(&:to_s)))
+    end
+  end
+end
+
+RSpec.describe "A job with several requests in flight, whose process dies," do
+  let(:settings) { PatientHttpMonitor::Settings.new.tap { |settings| settings.recovery_limit = 3 } }
+  let(:jid) { "b4a577edbccf1d805744efa9" }
+
+  before { allow(PatientHttpMonitor).to receive(:settings).and_return(settings) }
+
+  # Of each request: the process dies, another one sweeps.
+  def crash(requests)
+    leave_orphans(*Array.new(requests) { |number| task(jid: jid, args: [number]) })
+    monitor.cleanup_orphaned_requests(300, nil)
+  end
+
+  def recoveries
+    keys("sidekiq:patient_http:*#{jid}*").map { |key| REDIS.call("GET", key) }
+  end
+
+  # More than the limit, and more than one sweep leases at once.
+  [5, 120].each do |requests|
+    it "has all #{requests} of them pushed in one sweep, which counts as one recovery" do
+      expect(crash(requests)).to eq(requests)
+      expect(queued.map { |job| job["args"].first }).to match_array(0...requests)
+      expect([dead_set, entries, recoveries]).to eq([[], [], ["1"]])
+    end
+
+    it "has all #{requests} of them pushed after two more crashes, and none after that" do
+      expect(Array.new(4) { crash(requests) }).to eq([requests, requests, requests, 0])
+      expect([entries, recoveries]).to eq([[], ["3"]])
     end
   end
 end

@@ -11,7 +11,12 @@ RSpec.describe "What can never be pushed" do
   let(:logger) { RecordingLogger.new }
   let(:id) { "dead:1:00ff/unusable" }
 
-  before { allow(PatientHttpMonitor).to receive(:settings).and_return(settings) }
+  before do
+    allow(PatientHttpMonitor).to receive(:settings).and_return(settings)
+    # Ruby's own, about a number in one of the texts below.
+    allow(Warning).to receive(:warn).and_call_original
+    allow(Warning).to receive(:warn).with(/Float 1e999 out of range/, any_args)
+  end
 
   # As often as it may be refused, and once more.
   def sweep(times = 4)
@@ -30,7 +35,8 @@ RSpec.describe "What can never be pushed" do
     "nothing" => "",
     "bytes that are not UTF-8" => "\xFFsecret\xFE\x00".b,
     "JSON with bytes in it that are not UTF-8" => "{\"class\":\"ReportJob\",\"jid\":\"1\",\"args\":[\"secret\xFF\"]}".b,
-    "JSON that nests too deeply" => "#{"[" * 200}\"secret\"#{"]" * 200}"
+    "JSON that nests too deeply" => "#{"[" * 200}\"secret\"#{"]" * 200}",
+    "JSON that Ruby reads and cannot write" => "{\"args\":[\"secret\",1e999],\"class\":\"ReportJob\"}"
   }
   values = {
     "a JSON Array" => "[\"secret\",{\"class\":\"ReportJob\"}]",
@@ -43,15 +49,29 @@ RSpec.describe "What can never be pushed" do
     "a job without args" => {"class" => "SecretJob", "secret" => "secret"},
     "a job whose args are no Array" => {"class" => "ReportJob", "args" => "secret"},
     "a job whose class is no String" => {"class" => ["secret"], "args" => []},
+    "a job whose retry_for is no number" => {"class" => "ReportJob", "args" => ["secret"], "retry_for" => [1]},
     "a job whose queue is empty" => {"class" => "ReportJob", "args" => ["secret"], "queue" => ""},
     "an empty job" => {}
   }
   # Sidekiq's page cannot show these as they are.
   unshowable = {
     "a job whose tags are no Array" => {"class" => "ReportJob", "args" => ["secret"], "tags" => "secret"},
-    "an encrypted job without args" => {"class" => "ReportJob", "encrypt" => true, "secret" => "secret"}
+    "an encrypted job without args" => {"class" => "ReportJob", "encrypt" => true, "secret" => "secret"},
+    "an encrypted job whose args and queue are empty" =>
+      {"class" => "ReportJob", "encrypt" => true, "args" => [], "queue" => "", "secret" => "secret"},
+    "a job of ActiveJob without args" =>
+      {"class" => "ActiveJob::QueueAdapters::SidekiqAdapter::JobWrapper", "wrapped" => "ReportJob", "secret" => "secret"},
+    "a job of Sidekiq's own wrapper for ActiveJob without args" =>
+      {"class" => "Sidekiq::ActiveJob::Wrapper", "wrapped" => "ReportJob", "secret" => "secret"}
   }
-  everything = texts.merge(values, hashes.merge(unshowable).transform_values { |job| JSON.generate(job) })
+  # Nor these, and Ruby cannot write them in a job that holds them.
+  unwritable = {
+    "a JSON Array that nests as deeply as can be read" => "#{"[" * 99}\"secret\"#{"]" * 99}",
+    "a JSON Array that Ruby cannot write" => "[\"secret\",1e999]",
+    "a job of ActiveJob without args that Ruby cannot write" =>
+      "{\"class\":\"Sidekiq::ActiveJob::Wrapper\",\"wrapped\":\"ReportJob\",\"secret\":1e999}"
+  }
+  everything = texts.merge(values, unwritable, hashes.merge(unshowable).transform_values { |job| JSON.generate(job) })
 
   everything.each do |kind, text|
     describe "#{kind}," do
@@ -122,6 +142,14 @@ RSpec.describe "What can never be pushed" do
     end
   end
 
+  unwritable.each do |kind, text|
+    it "goes to the dead set with what it had in some form, where it is #{kind}" do
+      write_entry(id, payload: text)
+      sweep
+      expect(dead_payloads).to contain_exactly(a_string_including("secret"))
+    end
+  end
+
   it "is refused for as long as the limit says" do
     settings.recovery_limit = 1
     write_entry(id, payload: "{secret")
@@ -129,6 +157,38 @@ RSpec.describe "What can never be pushed" do
     expect(dead_payloads).to be_empty
     sweep(1)
     expect(dead_payloads).to eq(["{secret"])
+  end
+
+  it "counts once in a sweep where several requests of a job are refused" do
+    ids = Array.new(5) do |number|
+      write_entry("dead:1:00ff/#{number}", payload: JSON.generate({"jid" => "b4a577edbccf1d805744efa9", "args" => [number]}))
+    end
+    sizes = Array.new(4) do
+      age(*ids)
+      monitor.cleanup_orphaned_requests(300, logger)
+      [entries.size, dead_payloads.size]
+    end
+    expect(sizes).to eq([[5, 0], [5, 0], [5, 0], [0, 5]])
+  end
+
+  it "is one dead job, though its entry is buried twice" do
+    text = JSON.generate({"args" => ["secret"]})
+    write_entry(id, payload: text)
+    sweep(4)
+    write_entry(id, payload: text)
+    sweep(1)
+    expect([entries, dead_payloads.size]).to eq([[], 1])
+  end
+
+  it "stays registered where its counter holds text, and does not stop the others" do
+    write_entry(id, payload: JSON.generate({"jid" => "b4a577edbccf1d805744efa9", "args" => []}))
+    before = keys
+    sweep(1)
+    (keys - before).each { |key| REDIS.call("SET", key, "many") }
+    leave_orphans(task, task)
+    age(id, seconds: 7_200)
+    expect(monitor.cleanup_orphaned_requests(300, logger)).to eq(2)
+    expect(entries).to eq([id])
   end
 
   it "is counted for 72 hours from the first refusal on" do

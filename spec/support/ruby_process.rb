@@ -23,7 +23,9 @@ module RubyProcess
   def ruby(code, env: {}, load_path: [], warnings: true)
     includes = [*load_path, File.join(ROOT, "lib"), File.join(ROOT, "spec")].flat_map { |path| ["-I", path] }
     command = [RbConfig.ruby, *(warnings ? ["-w"] : []), *includes, "-e", code]
-    Open3.popen3({"RACK_ENV" => "test", "REDIS_PROVIDER" => nil}.merge(env), *command) do |input, output, errors, process|
+    # The locale decides how Ruby reads code of the command line.
+    base = {"RACK_ENV" => "test", "REDIS_PROVIDER" => nil, "LC_ALL" => "C.UTF-8"}
+    Open3.popen3(base.merge(env), *command) do |input, output, errors, process|
       input.close
       texts = [output, errors].map { |io| Thread.new { io.read } }
       # Ruby may be past answering any other signal.

@@ -10,6 +10,7 @@ pub mod error;
 mod exchange;
 pub mod gc;
 pub mod ids;
+mod job;
 pub mod keys;
 pub mod processes;
 pub mod recovery;

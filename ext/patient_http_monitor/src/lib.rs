@@ -3,13 +3,16 @@
 
 #![allow(missing_docs, reason = "the one public function is written by a macro, for Ruby alone")]
 
+mod class_methods;
 mod connection;
 mod connector;
 mod convert;
 mod fork;
 mod guard;
+mod handshake;
 mod pool;
 mod session;
+mod sidekiq;
 mod sweep;
 mod task_monitor;
 mod testing;

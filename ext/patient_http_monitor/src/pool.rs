@@ -1,11 +1,11 @@
 //! The connections to one Redis: idle ones in a list that is only touched under the GVL, so that nothing is locked.
 
-use crate::connection::{Connection, Slot};
-use crate::connector::{Connector, Fault, Limits, Prelude, Timeouts};
-use crate::session::{Failure, Session};
+use crate::connection::Connection;
+use crate::connector::{Connector, Fault, Limits, Timeouts};
+use crate::session::{FORKED, Failure, Session};
 use crate::waiters::{Waiters, Woken};
 use crate::{fork, guard};
-use inflight_registry::{self as core, Attempt, LocalTime, Millis, ServerClock, entries};
+use inflight_registry::{self as core, Attempt, LocalTime, Millis, ServerClock};
 use magnus::typed_data::Obj;
 use magnus::value::{InnerValue, Opaque, ReprValue};
 use magnus::{Class, DataTypeFunctions, Error, Module, Object, RModule, Ruby, TypedData, Value, function, gc};
@@ -26,7 +26,7 @@ const COLLECT_EVERY: i64 = 1_000;
 #[derive(TypedData)]
 #[magnus(class = "PatientHttpMonitor::Pool", mark, free_immediately)]
 pub(crate) struct Pool {
-    connector: Connector,
+    pub(crate) connector: Connector,
     /// In s; none: no limit.
     timeouts: Timeouts,
     /// In ms.
@@ -37,31 +37,11 @@ pub(crate) struct Pool {
     idle: RefCell<VecDeque<Opaque<Obj<Connection>>>>,
     /// How many exist, idle or not. A connection counts until it is freed, since one in a fiber that never unwinds is never
     /// given back.
-    open: RefCell<Arc<AtomicUsize>>,
+    pub(crate) open: RefCell<Arc<AtomicUsize>>,
     waiters: Waiters,
     collected: Cell<Option<LocalTime>>,
     clock: Cell<ServerClock>,
     generation: Cell<u32>,
-}
-
-/// Why a new connection is of no use.
-enum Refusal {
-    /// Someone said so: the server, which closes the connection next, or Ruby.
-    Said(Error),
-    /// It broke, or made no sense.
-    Broke(core::Error),
-}
-
-impl From<Error> for Refusal {
-    fn from(error: Error) -> Self {
-        Self::Said(error)
-    }
-}
-
-impl From<core::Error> for Refusal {
-    fn from(error: core::Error) -> Self {
-        Self::Broke(error)
-    }
 }
 
 impl DataTypeFunctions for Pool {
@@ -120,13 +100,14 @@ impl Pool {
         pool: Obj<Self>,
         mut operation: impl FnMut(&mut Session<'_>, Attempt) -> core::Result<T>,
     ) -> Result<T, Error> {
+        let generation = fork::generation();
         let (mut attempt, mut tries, mut moved) = (Attempt::First, 0, false);
         loop {
             let connected = pool.check_out(ruby).and_then(|connection| pool.begin(ruby, connection));
             let mut session = match connected {
                 Ok(session) => session,
                 Err(error) => {
-                    if pool.connector.retry(ruby, tries, &error)? {
+                    if generation == fork::generation() && pool.connector.retry(ruby, tries, &error)? {
                         tries += 1;
                         continue;
                     }
@@ -178,7 +159,12 @@ impl Pool {
         }
     }
 
-    fn begin<'ruby>(&self, ruby: &'ruby Ruby, connection: Obj<Connection>) -> Result<Session<'ruby>, Error> {
+    pub(crate) fn begin<'ruby>(&self, ruby: &'ruby Ruby, connection: Obj<Connection>) -> Result<Session<'ruby>, Error> {
+        if connection.is_inherited() {
+            // This process was forked while the connection was opened, and this fiber is a copy of the parent's.
+            Connection::close(ruby, connection)?;
+            return Err(self.connector.fault(ruby, Fault::Forked, FORKED));
+        }
         let begun = Session::begin(ruby, connection, self.timeouts.read, self.timeouts.write);
         if let Err(error) = begun {
             // Someone closed its socket, and most likely those of the others.
@@ -330,58 +316,6 @@ impl Pool {
         }
     }
 
-    /// Opens a connection: socket, TLS, prelude, role, and a first look at the server's clock.
-    fn connect(&self, ruby: &Ruby) -> Result<Obj<Connection>, Error> {
-        // The object comes first: it holds the place even if this fiber never comes back.
-        let slot = Slot::take(&self.open.borrow());
-        let connection = ruby.obj_wrap(Connection::new(slot));
-        let opened = match self.connector.open(ruby) {
-            Ok(opened) => opened,
-            Err(error) => {
-                Connection::close(ruby, connection)?;
-                return Err(error);
-            }
-        };
-        connection.set_sockets(opened.io, opened.ssl);
-        let mut session = self.begin(ruby, connection)?;
-        match self.introduce(ruby, &mut session) {
-            Ok(()) => Ok(session.end()),
-            Err(Refusal::Said(error)) => match session.abandon() {
-                Some(Failure::Interrupt(interrupt)) => Err(interrupt),
-                _ => Err(error),
-            },
-            Err(Refusal::Broke(error)) => Err(match session.abandon() {
-                Some(Failure::Interrupt(interrupt)) => interrupt,
-                Some(Failure::Fault(fault, detail)) => self.connector.handshake_fault(ruby, fault, &detail),
-                None => self.connector.core_error(ruby, &error),
-            }),
-        }
-    }
-
-    fn introduce(&self, ruby: &Ruby, session: &mut Session<'_>) -> Result<(), Refusal> {
-        let Prelude { commands, optional } = self.connector.prelude(ruby)?;
-        let packed: Vec<u8> = commands.iter().flat_map(|command| redis::pack_command(command)).collect();
-        let (replies, outcome) = session.replies(&packed, commands.len());
-        let required = commands.len().saturating_sub(optional);
-        for (reply, command) in replies.into_iter().zip(&commands).take(required) {
-            if let redis::Value::ServerError(error) = reply {
-                let message = [error.code(), error.details().unwrap_or_default()].join(" ");
-                // Its name alone: the arguments hold the password.
-                let name = command.first().map_or_else(String::new, |name| String::from_utf8_lossy(name).into_owned());
-                return Err(Refusal::Said(self.connector.handshake_server_error(ruby, message.trim_end(), &name)));
-            }
-        }
-        outcome.map_err(core::Error::Connection)?;
-        if self.connector.is_sentinel(ruby)? {
-            let role = session.req_command(&redis::cmd("ROLE")).map_err(core::Error::Connection)?;
-            self.connector.check_role(ruby, &first_text(role))?;
-        }
-        let sent = LocalTime::now();
-        let server_us = entries::server_time(session)?;
-        self.sample(core::processes::TimeReading { sent, received: LocalTime::now(), server_us });
-        Ok(())
-    }
-
     /// For operators and tests: how many connections exist, and how many of them are idle.
     fn counts(&self) -> (usize, usize) {
         (self.count(), self.idle.borrow().len())
@@ -403,15 +337,6 @@ fn ends_connection(error: &core::Error) -> bool {
 fn scrub_stack() {
     let mut area = [0_u8; 64 * 1024];
     std::hint::black_box(&mut area);
-}
-
-fn first_text(role: redis::Value) -> Vec<u8> {
-    match role {
-        redis::Value::Array(parts) => parts.into_iter().next().map(first_text).unwrap_or_default(),
-        redis::Value::BulkString(text) => text,
-        redis::Value::SimpleString(text) => text.into_bytes(),
-        _ => Vec::new(),
-    }
 }
 
 /// Defines the class.

@@ -17,6 +17,9 @@ use std::os::fd::{BorrowedFd, RawFd};
 /// How much of a request goes into one TLS write: a copy is made for each.
 const TLS_CHUNK: usize = 64 * 1024;
 
+/// What a child is told that was forked in the middle of a call.
+pub(crate) const FORKED: &str = "this process was forked in the middle of the call, which is its parent's";
+
 /// Why a session cannot go on. Kept beside the connection while the Rust frames unwind, and raised then.
 pub(crate) enum Failure {
     /// The connection failed.
@@ -176,7 +179,7 @@ impl Stream<'_> {
     /// parent's; or the IO was closed, and its descriptor is another's now.
     fn look_again(&mut self) -> io::Result<()> {
         if self.generation != fork::generation() {
-            return Err(self.fault(Fault::Forked, "this process was forked in the middle of the call, which is the parent's"));
+            return Err(self.fault(Fault::Forked, FORKED));
         }
         let fd = wait::descriptor(self.io).map_err(|error| self.fault(Fault::Closed, error.to_string()))?;
         if let Transport::Plain(known) = &mut self.transport {

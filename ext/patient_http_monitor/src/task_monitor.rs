@@ -1,19 +1,18 @@
-//! `PatientHttp::Sidekiq::TaskMonitor`: the methods that every request pays for, and those of the class. The class is defined
-//! without a name here; Ruby puts it under its name, which another gem may have taken before.
+//! `PatientHttp::Sidekiq::TaskMonitor`: the methods that every request pays for. The class is defined without a name here; Ruby puts it under its name, which another gem may have taken before.
 
 use crate::convert::{self, id_bytes, seconds};
 use crate::pool::Pool;
 use crate::testing::time_shift;
-use crate::{fork, guard};
-use inflight_registry::processes::{self, Load, Ping, PingReport};
+use crate::{class_methods, fork, guard, sidekiq};
+use inflight_registry::processes::{self, Ping, PingReport};
 use inflight_registry::units::seconds_to_ms;
 use inflight_registry::{Attempt, LocalTime, ProcessId, RegistryId, Ttl, entries, gc as registry_gc};
 use magnus::rb_sys::AsRawValue;
 use magnus::typed_data::{DataType, DataTypeBuilder, Obj};
 use magnus::value::{InnerValue, Lazy, LazyId, Opaque, ReprValue};
 use magnus::{
-    Class, DataTypeFunctions, Error, Module, Object, RArray, RClass, RHash, RModule, RString, Ruby, TypedData, Value, function,
-    gc, method,
+    Class, DataTypeFunctions, Error, Module, Object, RArray, RClass, RModule, RString, Ruby, TypedData, Value, function, gc,
+    method,
 };
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
@@ -23,28 +22,17 @@ static CLASS: Lazy<RClass> = Lazy::new(|ruby| {
     // A new class under Object cannot fail but for want of memory.
     RClass::new(ruby.class_object()).unwrap_or_else(|_| ruby.class_object())
 });
-static SIDEKIQ: Lazy<RModule> =
-    Lazy::new(|ruby| ruby.class_object().const_get("Sidekiq").unwrap_or_else(|_| ruby.module_kernel()));
 static JSON: Lazy<RModule> = Lazy::new(|ruby| ruby.class_object().const_get("JSON").unwrap_or_else(|_| ruby.module_kernel()));
-static POOLS: Lazy<RModule> = Lazy::new(|ruby| {
-    ruby.class_object()
-        .const_get::<_, RModule>("PatientHttpMonitor")
-        .and_then(|module| module.const_get("Pools"))
-        .unwrap_or_else(|_| ruby.module_kernel())
-});
-
-static FOR: LazyId = LazyId::new("for");
 static GENERATE: LazyId = LazyId::new("generate");
 static HEARTBEAT_INTERVAL: LazyId = LazyId::new("heartbeat_interval");
 static ID: LazyId = LazyId::new("id");
 static MAX_CONNECTIONS: LazyId = LazyId::new("max_connections");
 static ORPHAN_THRESHOLD: LazyId = LazyId::new("orphan_threshold");
-static REDIS_POOL: LazyId = LazyId::new("redis_pool");
 static SIDEKIQ_JOB: LazyId = LazyId::new("sidekiq_job");
 static TASK_HANDLER: LazyId = LazyId::new("task_handler");
 
-/// Counts how often the registry was cleared: what an instance remembers of its pings is void then.
-static CLEARED: AtomicUsize = AtomicUsize::new(0);
+/// How often the registry was cleared: what an instance remembers of its pings is void then.
+pub(crate) static CLEARED: AtomicUsize = AtomicUsize::new(0);
 
 /// Whether orphans may be taken. After an outage of Redis that outlasted the capacity keys every process looks dead; whoever
 /// finds its own key gone gives its peers one TTL to show that they live.
@@ -148,13 +136,13 @@ impl TaskMonitor {
 
     /// The pool that belongs to the Redis which Sidekiq would use in this thread at this moment.
     pub(crate) fn pool(&self, ruby: &Ruby) -> Result<Obj<Pool>, Error> {
-        let theirs: Value = ruby.get_inner(&SIDEKIQ).funcall(*REDIS_POOL, ())?;
+        let theirs = sidekiq::redis_pool(ruby)?;
         if let Some(Pools { theirs: known, ours }) = self.pools.get()
             && known.get_inner_with(ruby).as_raw() == theirs.as_raw()
         {
             return Ok(ours.get_inner_with(ruby));
         }
-        let ours: Obj<Pool> = ruby.get_inner(&POOLS).funcall(*FOR, (theirs,))?;
+        let ours = sidekiq::pool_for(ruby, theirs)?;
         self.pools.set(Some(Pools { theirs: theirs.into(), ours: ours.into() }));
         Ok(ours)
     }
@@ -384,53 +372,6 @@ impl TaskMonitor {
     }
 }
 
-/// The methods of the class.
-mod of_class {
-    use super::*;
-
-    fn current_pool(ruby: &Ruby) -> Result<Obj<Pool>, Error> {
-        let theirs: Value = ruby.get_inner(&SIDEKIQ).funcall(*REDIS_POOL, ())?;
-        ruby.get_inner(&POOLS).funcall(*FOR, (theirs,))
-    }
-
-    pub(super) fn inflight_count(ruby: &Ruby, _: Value) -> Result<u64, Error> {
-        guard::method(ruby, || Pool::run(ruby, current_pool(ruby)?, |session, _| entries::count(session)))
-    }
-
-    pub(super) fn inflight_counts_by_process(ruby: &Ruby, _: Value) -> Result<RHash, Error> {
-        guard::method(ruby, || {
-            let loads = Pool::run(ruby, current_pool(ruby)?, |session, _| processes::loads(session))?;
-            let counts = ruby.hash_new();
-            for (process, Load { inflight, max_capacity }) in loads {
-                let count = ruby.hash_new();
-                count.aset(ruby.to_symbol("inflight"), inflight)?;
-                count.aset(ruby.to_symbol("max_capacity"), max_capacity)?;
-                counts.aset(convert::string(ruby, &process), count)?;
-            }
-            Ok(counts)
-        })
-    }
-
-    pub(super) fn total_max_connections(ruby: &Ruby, _: Value) -> Result<i64, Error> {
-        guard::method(ruby, || Pool::run(ruby, current_pool(ruby)?, |session, _| processes::total_capacity(session)))
-    }
-
-    pub(super) fn registered_process_ids(ruby: &Ruby, _: Value) -> Result<RArray, Error> {
-        guard::method(ruby, || {
-            let processes = Pool::run(ruby, current_pool(ruby)?, |session, _| processes::registered(session))?;
-            Ok(ruby.ary_from_iter(processes.iter().map(|process| convert::string(ruby, process))))
-        })
-    }
-
-    pub(super) fn clear_registry(ruby: &Ruby, _: Value) -> Result<(), Error> {
-        guard::method(ruby, || {
-            Pool::run(ruby, current_pool(ruby)?, |session, _| entries::clear(session))?;
-            CLEARED.fetch_add(1, Ordering::Relaxed);
-            Ok(())
-        })
-    }
-}
-
 fn ttl_ms(ttl: Ttl) -> i64 {
     i64::try_from(ttl.as_duration().as_millis()).unwrap_or(i64::MAX)
 }
@@ -456,11 +397,7 @@ fn array_of_ids(ruby: &Ruby, ids: Value) -> Result<RArray, Error> {
 pub(crate) fn init(ruby: &Ruby, module: RModule) -> Result<(), Error> {
     let class = ruby.get_inner(&CLASS);
     class.define_alloc_func::<TaskMonitor>();
-    class.define_singleton_method("inflight_count", method!(of_class::inflight_count, 0))?;
-    class.define_singleton_method("inflight_counts_by_process", method!(of_class::inflight_counts_by_process, 0))?;
-    class.define_singleton_method("total_max_connections", method!(of_class::total_max_connections, 0))?;
-    class.define_singleton_method("registered_process_ids", method!(of_class::registered_process_ids, 0))?;
-    class.define_singleton_method("clear_registry", method!(of_class::clear_registry, 0))?;
+    class_methods::init(class)?;
     class.define_method("initialize", method!(TaskMonitor::initialize, 1))?;
     class.define_method("config", method!(TaskMonitor::config, 0))?;
     class.define_method("full_task_id", method!(TaskMonitor::full_task_id, 1))?;
