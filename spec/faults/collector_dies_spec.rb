@@ -26,6 +26,17 @@ RSpec.describe "A collector that dies by SIGKILL" do
       expect(queued.size - jobs.size).to be <= 20
     end
 
+    it "would cost jobs where removal comes before push, which is what the control does" do
+      jobs
+      kills = kill_collectors(20, jobs, random) { PlainRubyMonitor.new(config) }
+      PlainRubyMonitor.new(config).cleanup_orphaned_requests(RandomKills::THRESHOLD, nil)
+      account = account_of(jobs)
+      RSpec.configuration.reporter.message("      control: #{figures(kills, account)}")
+
+      expect(account.registered).to eq(0)
+      expect(account.lost.size).to be_between(1, 20), figures(kills, account)
+    end
+
     # @return [Boolean] whether a second collector, to whom nothing happens, has left nothing
     def stale_left_to(collector)
       collector.cleanup_orphaned_requests(RandomKills::THRESHOLD, nil)
