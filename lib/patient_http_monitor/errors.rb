@@ -8,7 +8,7 @@ module PatientHttpMonitor
   # The job was recovered as often as {Settings#recovery_limit} allows, and its process died again.
   class PoisonError < RecoveryError; end
 
-  # What is stored as the job can never be pushed: it is not JSON, or not a Hash.
+  # What is stored as the job can never be pushed: it is not JSON, or not a Hash, or Sidekiq refuses it.
   class UnusableJobError < RecoveryError; end
 
   # The entry had no job: there is nothing that could be pushed.

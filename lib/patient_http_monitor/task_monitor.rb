@@ -156,7 +156,7 @@ module PatientHttp
       # @param orphan_threshold_seconds [#to_f] how old a heartbeat must be, in s; 0 or less takes everything before now
       # @param logger [#info, #error, nil] gets a line for each job, and nothing else
       # @return [Integer] how many jobs were handed to Sidekiq
-      # @raise [ArgumentError] for a threshold that is NaN or infinite
+      # @raise [ArgumentError, TypeError] for a threshold that is NaN, infinite, or no number at all
       # @raise [RedisClient::Error] when Redis fails at the start; later it ends the sweep, with what it did so far
       def cleanup_orphaned_requests(orphan_threshold_seconds, logger)
         ::PatientHttpMonitor.send(:recover, self, orphan_threshold_seconds, logger)

@@ -35,7 +35,7 @@ pub(crate) struct Pool {
     checkout_timeout: i64,
     /// The most recently used last.
     idle: RefCell<VecDeque<Opaque<Obj<Connection>>>>,
-    /// How many exist, idle or not. A connection counts until it is freed, since one in a fiber that never unwinds is never
+    /// How many exist, idle or not. A connection counts until it is closed, or freed: one in a fiber that never unwinds is never
     /// given back.
     pub(crate) open: RefCell<Arc<AtomicUsize>>,
     waiters: Waiters,
@@ -305,7 +305,11 @@ impl Pool {
 
     /// Asks a connection that has been idle for long whether the server is still there.
     fn is_alive(&self, ruby: &Ruby, connection: Obj<Connection>) -> Result<bool, Error> {
-        let Ok(mut session) = self.begin(ruby, connection) else { return Ok(false) };
+        let mut session = match self.begin(ruby, connection) {
+            Ok(session) => session,
+            Err(error) if error.is_kind_of(ruby.exception_standard_error()) => return Ok(false),
+            Err(interrupt) => return Err(interrupt),
+        };
         if session.check_connection() {
             session.end();
             return Ok(true);

@@ -149,7 +149,7 @@ impl Stream<'_> {
     /// Keeps the failure and gives the parser something to carry up.
     fn fail(&mut self, failure: Failure) -> io::Error {
         self.failure = Some(failure);
-        io::Error::other("see Session::failure")
+        io::Error::other("see Stream::failure")
     }
 
     fn fault(&mut self, fault: Fault, detail: impl Into<String>) -> io::Error {
@@ -250,16 +250,22 @@ impl Stream<'_> {
 
     /// An error of OpenSSL or of the socket below ends the connection; everything else is an interrupt.
     fn call_tls(&mut self, result: Result<Value, Error>) -> io::Result<Value> {
-        self.look_again()?;
-        result.map_err(|error| {
-            let standard = error.value().is_some_and(|value| {
-                value.is_kind_of(self.ruby.exception_io_error())
-                    || value.is_kind_of(self.ruby.exception_system_call_error())
-                    || is_openssl_error(self.ruby, value)
-            });
-            let failure = if standard { Failure::Fault(Fault::Closed, error.to_string()) } else { Failure::Interrupt(error) };
-            self.fail(failure)
-        })
+        match result {
+            Ok(value) => self.look_again().map(|()| value),
+            Err(error) => {
+                let of_the_connection = error.value().is_some_and(|value| {
+                    value.is_kind_of(self.ruby.exception_io_error())
+                        || value.is_kind_of(self.ruby.exception_system_call_error())
+                        || is_openssl_error(self.ruby, value)
+                });
+                // An interrupt comes first: it must not get lost because the connection is of no use either.
+                if !of_the_connection {
+                    return Err(self.fail(Failure::Interrupt(error)));
+                }
+                self.look_again()?;
+                Err(self.fault(Fault::Closed, error.to_string()))
+            }
+        }
     }
 }
 
