@@ -164,6 +164,17 @@ RSpec.describe "An answer of Redis that is lost" do
     end
   end
 
+  it "counts no refusal twice, so that no job is buried before its time" do
+    PatientHttpMonitor.settings.recovery_limit = 2
+    unusable = write_entry("gone-host:4711:00000000000000ff/unusable", payload: '{"class":"ReportJob","args":7,"jid":"unusable"}')
+    outcomes = Array.new(3) do
+      age(unusable)
+      proxy = through_wire(cut_first("count"), 1) { monitor.cleanup_orphaned_requests(300, nil) }
+      [proxy.cuts.map(&:kind), keys("*unusable*").map { |key| REDIS.call("GET", key) }, REDIS.call("ZCARD", "dead")]
+    end
+    expect(outcomes).to eq([1, 2, 3].map { |times| [["count"], [times.to_s], times == 3 ? 1 : 0] })
+  end
+
   describe "to what processes do all day" do
     let(:worker) { monitor }
     let(:request) { task("known") }
@@ -215,6 +226,4 @@ RSpec.describe "An answer of Redis that is lost" do
       end
     end
   end
-
-  # So that a job is buried after the same number of refusals, whatever the wire does.
 end

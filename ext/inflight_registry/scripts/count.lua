@@ -1,6 +1,8 @@
--- Counts in a key whose TTL is set with the first count. KEYS: counter. ARGV: TTL in s. Returns the count, 1 for a key that
--- cannot count.
-local count = redis.pcall('INCR', KEYS[1])
-if type(count) ~= 'number' then return 1 end
-if count == 1 then redis.call('EXPIRE', KEYS[1], ARGV[1]) end
-return count
+-- Lets a counter come to a number, if it has not yet. Its TTL is set with the first count. KEYS: counter. ARGV: number, TTL in s.
+-- pcall: a key that cannot count stays as it is.
+local count = redis.pcall('GET', KEYS[1])
+if not count then
+  redis.call('SET', KEYS[1], ARGV[1], 'EX', ARGV[2])
+elseif type(count) == 'string' and tonumber(count) and tonumber(count) < tonumber(ARGV[1]) then
+  redis.call('SET', KEYS[1], ARGV[1], 'KEEPTTL')
+end

@@ -113,7 +113,9 @@ pub struct Sweep {
     /// its process is one recovery, however many there were.
     recoveries: HashMap<Vec<u8>, u64>,
     counted: HashSet<Vec<u8>>,
+    /// Refusals of a job, as they are once this sweep's has been counted.
     refusals: HashMap<Vec<u8>, u64>,
+    refused: HashSet<Vec<u8>>,
     restore_cursor: u64,
     /// How many pages of jobs are still to be looked at.
     restore_pages: usize,
@@ -163,6 +165,7 @@ impl Sweep {
             recoveries: HashMap::new(),
             counted: HashSet::new(),
             refusals: HashMap::new(),
+            refused: HashSet::new(),
             cursor: None,
             alive: HashSet::new(),
             candidates: VecDeque::new(),
@@ -317,16 +320,29 @@ impl Sweep {
         Ok(settled)
     }
 
-    /// As [`count_refusal`], but counts a job once in a sweep.
+    /// Counts that Sidekiq refused the job for good, once in a sweep, and returns how often it has within `window`.
+    ///
+    /// Repeating it after a lost answer is harmless: what the counter comes to is settled before anything is written.
     ///
     /// # Errors
     /// Whatever Redis answers, and failures of the connection.
     pub fn count_refusal(&mut self, conn: &mut impl ConnectionLike, counted_by: &[u8], window: Ttl) -> Result<u64> {
-        if let Some(&known) = self.refusals.get(counted_by) {
-            return Ok(known);
+        let key = keys::refusals(counted_by);
+        let count = match self.refusals.get(counted_by) {
+            Some(&count) => count,
+            None => {
+                let counts: Vec<Option<Vec<u8>>> = command(conn, "MGET", redis::cmd("MGET").arg(&key))?;
+                let count = count_from(counts.into_iter().next().flatten()).saturating_add(1);
+                self.refusals.insert(counted_by.to_vec(), count);
+                count
+            }
+        };
+        if !self.refused.contains(counted_by) {
+            let numbers = [count.to_string(), window.as_secs().to_string()];
+            let args: Vec<&[u8]> = numbers.iter().map(String::as_bytes).collect();
+            eval::<()>(conn, &scripts::COUNT, &[&key], &args)?;
+            self.refused.insert(counted_by.to_vec());
         }
-        let count = count_refusal(conn, counted_by, window)?;
-        self.refusals.insert(counted_by.to_vec(), count);
         Ok(count)
     }
 
@@ -348,8 +364,7 @@ impl Sweep {
                 cmd.arg(keys::recoveries(job));
             }
             let counts: Vec<Option<Vec<u8>>> = command(conn, "MGET", &cmd)?;
-            let counts = counts.into_iter().map(|text| text.and_then(|text| std::str::from_utf8(&text).ok()?.parse().ok()));
-            self.recoveries.extend(unknown.into_iter().zip(counts.map(Option::unwrap_or_default)));
+            self.recoveries.extend(unknown.into_iter().zip(counts.into_iter().map(count_from)));
         }
         for orphan in &mut claimed {
             orphan.recoveries = self.recoveries.get(&orphan.counted_by).copied().unwrap_or_default();
@@ -408,11 +423,7 @@ pub fn settle(
     }
 }
 
-/// Counts that Sidekiq refused the job for good, and returns how often it has within `window`.
-///
-/// # Errors
-/// Whatever Redis answers, and failures of the connection.
-pub fn count_refusal(conn: &mut impl ConnectionLike, counted_by: &[u8], window: Ttl) -> Result<u64> {
-    let window = window.as_secs().to_string();
-    eval(conn, &scripts::COUNT, &[&keys::refusals(counted_by)], &[window.as_bytes()])
+/// What a counter says: nothing, where it is not there or of another type.
+fn count_from(text: Option<Vec<u8>>) -> u64 {
+    text.and_then(|text| std::str::from_utf8(&text).ok()?.parse().ok()).unwrap_or_default()
 }

@@ -270,7 +270,7 @@ fn a_refusal_counter_that_cannot_count_stops_nothing() {
     spoil(&mut raw, "sidekiq:patient_http:refusals:abc");
     raw.set("sidekiq:patient_http:refusals:text", "many");
     for job in [&b"abc"[..], b"text"] {
-        assert_eq!(recovery::count_refusal(&mut conn, job, ttl(60.0)).unwrap(), 1);
+        assert_eq!(begin(&mut conn, 0).count_refusal(&mut conn, job, ttl(60.0)).unwrap(), 1);
     }
 }
 

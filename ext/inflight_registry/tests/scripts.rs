@@ -13,7 +13,7 @@
 
 mod support;
 
-use inflight_registry::recovery::{Settled, count_refusal};
+use inflight_registry::recovery::Settled;
 use inflight_registry::{Attempt, ProcessId, REMOVE_IF_ORPHANED, gc, processes};
 use redis::Value;
 use support::sweeping::{begin, next_batch, settle_uncounted};
@@ -59,7 +59,7 @@ fn a_server_that_forgot_its_scripts_is_no_trouble_for_any_operation() {
     assert!(processes::live(&mut conn, &[one.as_bytes().to_vec()]).unwrap().is_empty());
     assert!(raw.members().is_empty());
     forget();
-    assert_eq!(count_refusal(&mut conn, b"abc", ttl(60.0)).unwrap(), 1);
+    assert_eq!(begin(&mut conn, 0).count_refusal(&mut conn, b"abc", ttl(60.0)).unwrap(), 1);
 
     raw.enter_all(&ids("h:1:dead", 1), inflight_registry::Millis(1));
     raw.run::<()>(redis::cmd("HSET").arg(JOBS).arg("h:1:dead/lost").arg("{}"));

@@ -13,7 +13,7 @@
 
 mod support;
 
-use inflight_registry::recovery::{Batch, Settled, count_refusal, settle};
+use inflight_registry::recovery::{Batch, Settled, settle};
 use inflight_registry::{Millis, RegistryId, entries};
 use redis::Connection;
 use support::sweeping::{begin, next_batch};
@@ -156,12 +156,12 @@ fn refusals_are_counted_for_a_window_that_begins_with_the_first() {
     let server = Server::start();
     let (mut conn, mut raw) = (server.connect(), server.raw());
     let key = "sidekiq:patient_http:refusals:abc";
-    assert_eq!(count_refusal(&mut conn, b"abc", ttl(1_000.0)).unwrap(), 1);
+    assert_eq!(begin(&mut conn, THRESHOLD).count_refusal(&mut conn, b"abc", ttl(1_000.0)).unwrap(), 1);
     assert_fresh_ttl(raw.ttl(key), 1_000);
     raw.expire(key, 500);
-    assert_eq!(count_refusal(&mut conn, b"abc", ttl(1_000.0)).unwrap(), 2);
+    assert_eq!(begin(&mut conn, THRESHOLD).count_refusal(&mut conn, b"abc", ttl(1_000.0)).unwrap(), 2);
     assert_fresh_ttl(raw.ttl(key), 500);
-    assert_eq!(count_refusal(&mut conn, b"other", ttl(1_000.0)).unwrap(), 1);
+    assert_eq!(begin(&mut conn, THRESHOLD).count_refusal(&mut conn, b"other", ttl(1_000.0)).unwrap(), 1);
 }
 
 #[test]
@@ -245,4 +245,19 @@ fn a_job_with_many_requests_is_refused_once_in_a_sweep() {
     let counts: Vec<_> = (0..3).map(|_| sweep.count_refusal(&mut conn, b"abc", ttl(60.0)).unwrap()).collect();
     assert_eq!(counts, [1, 1, 1]);
     assert_eq!(begin(&mut conn, THRESHOLD).count_refusal(&mut conn, b"abc", ttl(60.0)).unwrap(), 2);
+}
+
+#[test]
+fn a_refusal_whose_answer_was_lost_is_counted_once_by_a_repeat() {
+    let server = Server::start();
+    let mut wire = Wire::over(server.connect());
+    let mut raw = server.raw();
+    begin(&mut wire, THRESHOLD).count_refusal(&mut wire, b"warm", ttl(60.0)).unwrap();
+    for spared in 0..2 {
+        let mut sweep = begin(&mut wire, THRESHOLD);
+        (wire.answers_to_spare, wire.answers_to_lose) = (spared, 1);
+        assert!(sweep.count_refusal(&mut wire, b"abc", ttl(60.0)).is_err());
+        assert_eq!(sweep.count_refusal(&mut wire, b"abc", ttl(60.0)).unwrap(), 1 + spared as u64);
+        assert_eq!(raw.get("sidekiq:patient_http:refusals:abc"), Some((1 + spared).to_string().into_bytes()));
+    }
 }
