@@ -10,6 +10,7 @@ require "patient_http_monitor/pools"
 require "patient_http_monitor/native"
 require "patient_http_monitor/stored_job"
 require "patient_http_monitor/dead_jobs"
+require "patient_http_monitor/line_limit"
 require "patient_http_monitor/recovery"
 require "patient_http_monitor/install"
 

@@ -14,7 +14,9 @@ module PatientHttpMonitor
     Tally = Struct.new(:recovered, :repeated, :dead, :ghosts, :restored, :failed, :lost)
     # After so many pushes in a row that found no Redis, a sweep ends.
     FAILURES_OF_REDIS = 3
-    private_constant :PREFIX, :Orphan, :Tally, :FAILURES_OF_REDIS
+    # What every sweep says while Redis is away is said once a minute in a process.
+    LIMIT = LineLimit.new(60)
+    private_constant :PREFIX, :Orphan, :Tally, :FAILURES_OF_REDIS, :LIMIT
 
     # @param monitor [PatientHttp::Sidekiq::TaskMonitor] who sweeps
     # @param orphan_threshold_seconds [#to_f] in s
@@ -52,12 +54,17 @@ module PatientHttpMonitor
       end
       @sweep.stopped? ? wait_for_peers : restore
     rescue ::RedisClient::Error, ::ConnectionPool::TimeoutError => error
-      ::Sidekiq.logger.error("#{PREFIX}Sweep ended early, the rest is left to the next one: #{error.class} - #{error.message}")
+      LIMIT.line(error.class) do |note|
+        ::Sidekiq.logger.error("#{PREFIX}Sweep ended early, the rest is left to the next one: #{error.class} - " \
+          "#{one_line(error.message)}#{note}")
+      end
     end
 
     def wait_for_peers
-      ::Sidekiq.logger.warn("#{PREFIX}No orphans are taken yet: this process's own proof of life had run out, so Redis was away " \
-        "or this process stood still. Its peers get one capacity TTL to show that they live.")
+      LIMIT.line(:waiting) do |note|
+        ::Sidekiq.logger.warn("#{PREFIX}No orphans are taken yet: this process's own proof of life had run out, so Redis was away " \
+          "or this process stood still. Its peers get one capacity TTL to show that they live.#{note}")
+      end
       0
     end
 

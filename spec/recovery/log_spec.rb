@@ -1,11 +1,14 @@
 # frozen_string_literal: true
 
 require "spec_helper"
+require_relative "../support/children"
 require_relative "../support/recording_logger"
 require_relative "../support/registry"
 require_relative "../support/sidekiq_hooks"
 
 RSpec.describe "What a sweep says" do
+  include Children
+
   def sweep(logger = nil)
     monitor.cleanup_orphaned_requests(300, logger)
   end
@@ -100,5 +103,48 @@ RSpec.describe "What a sweep says" do
   it "tells Sidekiq's logger of jobs that lost their index entry" do
     write_entry("dead:1:00ff/lost", payload: "{}", score: nil)
     expect(sidekiq_log(:warn) { sweep(RecordingLogger.new) }).to match(/WARN.*\[PatientHttp::Sidekiq\] .*\b1\b/)
+  end
+
+  # Of a class of its own, so that no other example has spoken of it in this process.
+  it "is one line a minute while Redis is away, that says so, and what was left out is counted in the next one" do
+    gone = Class.new(RedisClient::CannotConnectError) { define_singleton_method(:name) { "GoneError" } }
+    leave_orphans(task, task, task, task)
+    logger = RecordingLogger.new
+    log = sidekiq_log(:warn) do
+      on_push(->(_) { raise gone, "nobody\nthere" }) { Array.new(3) { [sweep(logger), age(*entries)] } }
+    end
+    expect(log.lines.size).to eq(1)
+    expect(log).to match(/ERROR.*\[PatientHttp::Sidekiq\] Sweep ended early.* - nobody there$/)
+    # What concerns a job is never left out.
+    expect(logger.errors.size).to eq(9)
+    expect(entries.size).to eq(4)
+  end
+
+  it "is one line a minute while it waits for its peers" do
+    log = in_child do
+      # As in a process that has said nothing yet.
+      PatientHttpMonitor.const_get(:Recovery).const_get(:LIMIT).instance_variable_get(:@last).clear
+      collector = monitor
+      collector.ping_process
+      expire_capacity(collector)
+      sidekiq_log(:warn) { 3.times { collector.cleanup_orphaned_requests(300, nil) } }
+    end
+    expect(log.lines).to contain_exactly(a_string_matching(/WARN.*\[PatientHttp::Sidekiq\] No orphans are taken yet/))
+  end
+
+  describe "again and again" do
+    let(:limit) { PatientHttpMonitor.const_get(:LineLimit).new(0.2) }
+
+    def say(kind)
+      said = nil
+      limit.line(kind) { |note| said = note }
+      said
+    end
+
+    it "is left out within the period, by kind, and counted when it is said again" do
+      expect([say(:one), say(:one), say(:one), say(:other)]).to eq(["", nil, nil, ""])
+      sleep 0.25
+      expect([say(:one), say(:one), say(:other)]).to eq([" (2 more like this were left out)", nil, ""])
+    end
   end
 end
