@@ -5,7 +5,7 @@ require "rspec/core/rake_task"
 RSpec::Core::RakeTask.new(:spec)
 Rake::Task["spec"].enhance(["compile"])
 
-desc "Faults injected into real processes, clocks and connections (minutes); the clocks need libfaketime"
-task faults: :compile do
-  ruby "-S", "rspec", *Dir["spec/faults/*_spec.rb"]
+desc "Of the specs those that inject faults into real processes, clocks and connections, with their figures"
+RSpec::Core::RakeTask.new(faults: :compile) do |task|
+  task.pattern = "spec/faults/**/*_spec.rb"
 end

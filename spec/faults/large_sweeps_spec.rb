@@ -14,10 +14,13 @@ RSpec.describe "A sweep over a large registry" do
   include_context "with a server of its own"
 
   let(:soak) { !ENV["SOAK"].nil? }
-  # What one step of a sweep takes of the server, in ms. The goal is 5; a machine that is shared may take the server's CPU away.
+  # What one step of a sweep may take of the server, in ms. In the suite the machine may have other work, and take the CPU away from
+  # the server in the middle of a step.
   let(:slowest_allowed) { soak ? 5 : 50 }
 
   before do
+    # Ahead of whatever else runs here, so that its figures are its own (where that is allowed).
+    system("chrt", "--fifo", "--pid", "10", server.pid.to_s, out: File::NULL, err: File::NULL) if soak
     server.call("CONFIG", "SET", "slowlog-log-slower-than", 500)
     server.call("CONFIG", "SET", "slowlog-max-len", 100_000)
   end

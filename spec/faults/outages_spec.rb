@@ -23,10 +23,14 @@ RSpec.describe "After an outage of Redis" do
     live = Array.new(3) { member(redis: server, heartbeat_interval: 0.5, orphan_threshold: 1) }
     dead = member(redis: server, heartbeat_interval: 0.5, orphan_threshold: 1)
     [*live, dead].each_with_index { |process, number| process.call("register", "task-#{number}") && nil || process.call("live") }
+    dead_one = dead.process_id
     shut_down
     dead.kill
+    # Past the capacity TTL of 1 s and the threshold of 1 s.
     sleep 2.5
     server.start
+    expect(server.call("KEYS", "#{Registry::PROCESSES}:*").grep(/#{dead_one}/)).to be_empty
+    expect(server.call("ZCARD", Registry::INDEX)).to eq(4)
     back = monotonic
     time = moment_when_queued(["task-3"], within: 20) - back
     report(format("after an outage of Redis: the dead one recovered in %<time>.2f s, 0 of 3 robbed", time: time))

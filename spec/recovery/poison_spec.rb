@@ -3,6 +3,7 @@
 require "spec_helper"
 require_relative "../support/recording_logger"
 require_relative "../support/registry"
+require_relative "../support/ruby_process"
 require_relative "../support/sidekiq_hooks"
 
 RSpec.describe "A job that kills each process it runs in" do
@@ -242,5 +243,27 @@ RSpec.describe "A job with several requests in flight, whose process dies," do
       expect(Array.new(4) { crash(requests) }).to eq([requests, requests, requests, 0])
       expect([entries, recoveries]).to eq([[], ["3"]])
     end
+  end
+end
+
+RSpec.describe "Sidekiq's API, which is large," do
+  include RubyProcess
+
+  it "is loaded when the first job goes to the dead set, and not before" do
+    outcome = ruby(<<~RUBY, env: {"REDIS_URL" => REDIS.url, "RACK_ENV" => "production"})
+      require "patient_http_monitor"
+      require "support/tasks"
+      include Tasks
+      PatientHttpMonitor.settings.recovery_limit = 1
+      Sidekiq.default_configuration.logger.level = Logger::FATAL
+      states = Array.new(2) do
+        monitor.register(task(jid: "b4a577edbccf1d805744efa9"))
+        sleep 0.01
+        recovered = monitor.cleanup_orphaned_requests(0, nil)
+        [recovered, defined?(Sidekiq::DeadSet)]
+      end
+      print states.inspect
+    RUBY
+    expect(outcome.output).to eq('[[1, nil], [0, "constant"]]'), outcome.to_s
   end
 end

@@ -2,14 +2,14 @@
 
 # Clocks of processes that are set wrong by libfaketime.
 module WrongClocks
-  PLACES = %w[/usr/lib/*/faketime /usr/lib/faketime /usr/lib64/faketime /usr/local/lib/faketime /opt/homebrew/lib/faketime].freeze
+  PLACES = %w[/usr/lib/*/faketime /usr/lib/faketime /usr/lib64/faketime /usr/local/lib/faketime].freeze
 
   class << self
     # @return [String]
     # @raise [RuntimeError] when this machine lacks it
     def library
       PLACES.filter_map { |place| Dir.glob(File.join(place, "libfaketime.so.1")).first }.first ||
-        raise("libfaketime.so.1 is missing (Debian: apt-get install faketime)")
+        raise("libfaketime.so.1 is missing: run bin/setup (it works on Linux alone)")
     end
   end
 
