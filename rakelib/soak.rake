@@ -1,8 +1,15 @@
 # frozen_string_literal: true
 
 namespace :soak do
+  soak = ->(*arguments) { sh({"SOAK" => "1"}, RbConfig.ruby, "-S", "rspec", *arguments) }
+
   desc "Sweeps over registries of up to a million entries, as a table (minutes); the redis-server on PATH is the one measured"
   task sweeps: :compile do
-    sh({"SOAK" => "1"}, RbConfig.ruby, "-S", "rspec", "spec/faults/large_sweeps_spec.rb", "--order", "defined")
+    soak.call("spec/faults/large_sweeps_spec.rb", "--order", "defined")
+  end
+
+  desc "The memory of a process over a million requests (minutes)"
+  task memory: :compile do
+    soak.call("spec/memory_spec.rb")
   end
 end

@@ -3,10 +3,12 @@
 require "spec_helper"
 require "support/children"
 require "support/own_server"
+require "support/ruby_process"
 
 RSpec.describe "a forked child" do
   include_context "with a server of its own"
   include Children
+  include RubyProcess
 
   let(:monitor) { PatientHttp::Sidekiq::TaskMonitor.new(config) }
   let(:process_id) { monitor.full_task_id("").chomp("/") }
@@ -95,15 +97,75 @@ RSpec.describe "a forked child" do
     reader&.close
   end
 
-  it "works 50 times in a row, beside a parent that goes on working" do
-    parents = connection_ids
-    50.times do |number|
-      expect(in_child { [monitor.register(task("child-#{number}")), monitor.registered_task_ids.size] }).to eq([nil, 1])
-      monitor.register(task("parent-#{number}"))
+  # Whatever a child does: it works, it works and collects garbage, it ends by itself with finalizers, or it does nothing at all.
+  def child(number)
+    return if number % 4 == 3
+
+    GC.start if number % 4 == 1
+    monitor.register(task("of-child"))
+    ids = monitor.registered_task_ids
+    raise "#{ids} instead of its own" unless ids == [monitor.full_task_id("of-child")] && ids.first.include?(":#{Process.pid}:")
+
+    GC.start if number % 4 == 1
+    monitor.unregister(task("of-child"))
+  end
+
+  # @return [Integer] its pid
+  def fork_child(number)
+    fork do
+      error = raised { child(number) }
+      warn error.full_message if error
+      number.even? ? Process.exit!(error.nil?) : exit(error.nil?)
     end
-    expect(monitor.registered_task_ids.size).to eq(51)
-    expect(server.call("ZCARD", "sidekiq:patient_http:inflight_index")).to eq(101)
-    expect(eventually { connection_ids == parents }).to be(true)
+  end
+
+  # @return [Process::Status, nil] nil when it hangs, and is killed for that
+  def status_of(pid)
+    eventually(within: 60) { Process.wait2(pid, Process::WNOHANG) }&.last.tap { |status| Process.kill(:KILL, pid) unless status }
+  end
+
+  it "works 500 times in a row, beside threads of its parent that go on working" do
+    done = false
+    answers = Queue.new
+    parents = threads(3) do |number|
+      request = task("parent-#{number}")
+      until done
+        monitor.register(request)
+        answers << [monitor.registered?(request), monitor.registered?(task("unknown")), monitor.unregister(request)]
+        sleep 0.001
+      end
+    end
+    statuses = (0...500).each_slice(4).flat_map { |numbers| numbers.map { |number| fork_child(number) }.map { |pid| status_of(pid) } }
+    done = true
+    parents.each(&:join)
+    expect(statuses).to all(be_success)
+    expect(Array.new(answers.size) { answers.pop }.tally).to match([true, false, nil] => be > 500)
+    expect(monitor.registered_task_ids).to eq([monitor.full_task_id("of-parent")])
+    expect(server.call("ZCARD", "sidekiq:patient_http:inflight_index")).to eq(1)
+    expect(eventually { clients_of(server).size == pool_counts(pool).first }).to be(true)
+  end
+
+  it "may be one of Process.daemon" do
+    outcome = ruby(<<~RUBY, env: {"REDIS_URL" => server.url})
+      require "patient_http_monitor"
+      require "support/tasks"
+      include Tasks
+      Sidekiq.default_configuration.logger.level = Logger::ERROR
+      MONITOR = monitor
+      MONITOR.register(task("before"))
+      reader, writer = IO.pipe
+      Process.wait(fork do
+        Process.daemon(true, true)
+        MONITOR.register(task("after"))
+        writer.write(MONITOR.registered_task_ids.inspect, MONITOR.full_task_id("after").include?(":\#{Process.pid}:").inspect)
+        Process.exit!(true)
+      end)
+      writer.close
+      ids = MONITOR.registered_task_ids
+      raise ids.inspect unless ids == [MONITOR.full_task_id("before")]
+      print reader.read
+    RUBY
+    expect(outcome.output).to match(%r{\A\["[^"]+/after"\]true\z}), outcome.to_s
   end
 
   it "begins while other threads are in the middle of their calls, which end as if nothing had been" do

@@ -107,6 +107,8 @@ RSpec.describe "A live process with stale entries" do
   end
 
   before do
+    # On a machine under load starting takes longer than a proof of life holds.
+    [process, peer].each(&:process_id)
     process.call("register", *tasks)
     process.call("beat")
     peer.call("live")
@@ -129,7 +131,8 @@ RSpec.describe "A live process with stale entries" do
     key = "#{Registry::PROCESSES}:#{process.process_id}:max_connections"
     process.call("live")
     process.stop
-    expect(eventually { REDIS.call("PTTL", key) < 1_500 }).to be(true)
+    # More is left than one round of its heartbeat thread takes.
+    expect(eventually { REDIS.call("PTTL", key) < 2_500 }).to be(true)
     expect([stale?, REDIS.call("EXISTS", key)]).to eq([true, 1])
     process.continue
     expect(eventually { !stale? }).to be(true)

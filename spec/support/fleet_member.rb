@@ -164,6 +164,8 @@ class FleetMember
     @thread = Thread.new do
       yield until @stop.pop(timeout: interval)
     end
+    # It waits for its first round now: who stops this process stops a wait, and not its beginning.
+    sleep 0.001 until @thread.stop?
     nil
   end
 

@@ -19,8 +19,9 @@ module RubyProcess
   # @param env [Hash{String => String, nil}] in addition to this process's own
   # @param load_path [Array<String>] folders that come before the gem's own
   # @param warnings [Boolean] whether Ruby tells all its warnings
+  # @param limit [Numeric] how long it may take, in s
   # @return [Outcome]
-  def ruby(code, env: {}, load_path: [], warnings: true)
+  def ruby(code, env: {}, load_path: [], warnings: true, limit: LIMIT)
     includes = [*load_path, File.join(ROOT, "lib"), File.join(ROOT, "spec")].flat_map { |path| ["-I", path] }
     command = [RbConfig.ruby, *(warnings ? ["-w"] : []), *includes, "-e", code]
     # The locale decides how Ruby reads code of the command line.
@@ -29,7 +30,7 @@ module RubyProcess
       input.close
       texts = [output, errors].map { |io| Thread.new { io.read } }
       # Ruby may be past answering any other signal.
-      Process.kill(:KILL, process.pid) unless process.join(LIMIT)
+      Process.kill(:KILL, process.pid) unless process.join(limit)
       output_text, error_text = texts.map { |text| text.value.strip }
       Outcome.new(output_text, error_text, process.value)
     end
