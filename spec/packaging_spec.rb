@@ -44,7 +44,7 @@ RSpec.describe "the packed gem" do
 
   it "installs into an empty GEM_HOME, builds there, and defines the class" do
     home = File.join(@dir, "home")
-    env = {"GEM_HOME" => home, "GEM_PATH" => nil, "RUBYOPT" => nil, "RUBYLIB" => nil}
+    env = {"GEM_HOME" => home, "RUBYOPT" => nil, "RUBYLIB" => nil}
 
     run("gem", "install", "--local", "--no-document", build_gem(root), env: env)
     script = "require 'patient_http_monitor'; p PatientHttp::Sidekiq::TaskMonitor; puts $LOADED_FEATURES.grep(/patient_http_monitor\\.so/)"

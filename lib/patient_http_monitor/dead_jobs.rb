@@ -9,7 +9,9 @@ module PatientHttpMonitor
   module DeadJobs
     # Stands for the class of a job that has none.
     WRAPPER = "PatientHttp::Sidekiq::TaskMonitor"
-    private_constant :WRAPPER
+    # What Sidekiq reads as a number.
+    TIMES = %w[created_at enqueued_at].freeze
+    private_constant :WRAPPER, :TIMES
 
     class << self
       # Adds the job to the dead set and calls Sidekiq's death handlers. A job with `dead: false` is not added, only handed to the
@@ -23,6 +25,8 @@ module PatientHttpMonitor
         job = job.merge("error_class" => error.class.name, "error_message" => error.message)
         # The same one for the same entry, so that burying it twice adds it once.
         job["jid"] ||= Digest::SHA256.hexdigest(registry_id)[0, 24]
+        # As a push makes it: Sidekiq 8's page fails on any other queue than a String.
+        job["queue"] = (job["queue"] || "default").to_s
         added = job["dead"] != false
         add(::Sidekiq.dump_json(job)) if added
         call_death_handlers(job, error)
@@ -60,10 +64,11 @@ module PatientHttpMonitor
         value.is_a?(Hash) && value["dead"] == false ? job.merge("dead" => false) : job
       end
 
-      # Sidekiq's page joins tags, and looks into the args of encrypted and of ActiveJob's jobs.
+      # Sidekiq's pages join tags, look into the args of encrypted and of ActiveJob's jobs, and unpack the backtrace.
       def showable?(value)
         value.is_a?(Hash) && (value["tags"].nil? || value["tags"].is_a?(Array)) && !value["encrypt"] && !value["wrapped"] &&
-          !value["class"].to_s.include?("ActiveJob")
+          !value["class"].to_s.include?("ActiveJob") && value["error_backtrace"].nil? &&
+          value.values_at(*TIMES).compact.all?(Numeric)
       end
 
       def add(payload)

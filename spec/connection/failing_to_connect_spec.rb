@@ -78,11 +78,13 @@ RSpec.describe "a Redis that cannot be connected to" do
     listener&.close
   end
 
-  it "raises CommandError, as Sidekiq's connection does, when it has as many clients as it may" do
+  # The server answers once and closes. Sidekiq 8's connection has more commands under way then, and raises the error of the last.
+  it "raises CommandError with the server's words, as the connection of Sidekiq 7 does, when it has as many clients as it may" do
     server.call("CONFIG", "SET", "maxclients", 1)
     ours, theirs = both_errors(url: server.url, reconnect_attempts: 0)
 
-    expect([ours.class, theirs.class]).to eq([RedisClient::CommandError] * 2)
+    expect(theirs).to be_a((Sidekiq::VERSION.to_i < 8) ? RedisClient::CommandError : RedisClient::Error)
+    expect(ours).to be_a(RedisClient::CommandError)
     expect(ours.message).to include("max number of clients")
   ensure
     server.call("CONFIG", "SET", "maxclients", 1_000)

@@ -5,6 +5,7 @@ require_relative "../support/recording_logger"
 require_relative "../support/registry"
 require_relative "../support/ruby_process"
 require_relative "../support/sidekiq_hooks"
+require_relative "../support/sidekiq_web"
 
 RSpec.describe "A job that kills each process it runs in" do
   let(:settings) { PatientHttpMonitor::Settings.new.tap { |settings| settings.recovery_limit = 3 } }
@@ -97,6 +98,24 @@ RSpec.describe "A job that kills each process it runs in" do
     dead_set.first.retry
     expect([queued.size, dead_set.size]).to eq([4, 0])
     expect(queued.last).to include(job.transform_keys(&:to_s))
+  end
+
+  it "shows on Sidekiq's pages" do
+    recover(4)
+    expect([page_of_the_dead_set, pages_of_dead_jobs]).to eq([200, [200]])
+    expect(shown_dead_jobs).to contain_exactly(a_hash_including(
+      display_class: "PoisonJob", display_args: ["arsenic"], queue: "default", jid: job[:jid], error?: true,
+      "error_class" => "PatientHttpMonitor::PoisonError", "error_message" => /dead set|recover/
+    ))
+  end
+
+  it "shows on Sidekiq's pages where its queue is a number, which a push accepts" do
+    4.times do |number|
+      write_entry("dead:1:00ff/#{number}", payload: JSON.generate({"class" => "PoisonJob", "args" => [], "queue" => 5, "jid" => "a"}))
+      monitor.cleanup_orphaned_requests(300, logger)
+    end
+    expect([page_of_the_dead_set, pages_of_dead_jobs]).to eq([200, [200]])
+    expect(shown_dead_jobs).to contain_exactly(a_hash_including(queue: "5"))
   end
 
   it "does not stop the others" do

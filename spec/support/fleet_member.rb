@@ -145,6 +145,11 @@ class FleetMember
     @deaths
   end
 
+  # @return [Hash{String => String}] the versions of the gems it runs with
+  def gems
+    Gem.loaded_specs.transform_values { |gem| gem.version.to_s }
+  end
+
   private
 
   def collect
