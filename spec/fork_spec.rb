@@ -11,7 +11,7 @@ RSpec.describe "a forked child" do
   include RubyProcess
 
   let(:monitor) { PatientHttp::Sidekiq::TaskMonitor.new(config) }
-  let(:process_id) { monitor.full_task_id("").chomp("/") }
+  let(:parents_id) { monitor.full_task_id("").chomp("/") }
 
   def connection_ids
     clients_of(server).map { |client| client["id"] }
@@ -27,8 +27,8 @@ RSpec.describe "a forked child" do
     ids = in_child { [Process.pid, monitor.full_task_id("a"), monitor.full_task_id("a")] }
     expect(ids[1]).to match(%r{\A[^:/]+:#{ids[0]}:\h{16}/a\z})
     expect(ids[2]).to eq(ids[1])
-    expect(ids[1][/\h{16}/]).not_to eq(process_id[/\h{16}/])
-    expect([child_process_id, child_process_id, process_id].uniq.size).to eq(3)
+    expect(ids[1][/\h{16}/]).not_to eq(parents_id[/\h{16}/])
+    expect([child_process_id, child_process_id, parents_id].uniq.size).to eq(3)
   end
 
   it "is another one in each generation" do
@@ -213,7 +213,7 @@ RSpec.describe "a forked child" do
       monitor.register(task)
       [locked, PatientHttp::Sidekiq::TaskMonitor.registered_process_ids]
     end
-    expect(seen).to eq([[false, false], [process_id]])
+    expect(seen).to eq([[false, false], [parents_id]])
     expect(monitor.release_gc_lock).to be(true)
   end
 

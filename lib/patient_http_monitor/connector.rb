@@ -137,8 +137,7 @@ module PatientHttpMonitor
     # @param command [String] its name
     # @return [RedisClient::Error] CannotConnectError where redis-client says so
     def handshake_command_error(message, command)
-      # Redis quotes the arguments of a command that it does not know; the password is one of AUTH's.
-      message = message.sub(/,? with args beginning with:.*/m, "")
+      message = RedisErrors.without_arguments(message)
       error = command_error(message, command)
       error.is_a?(::RedisClient::ConnectionError) ? cannot_connect(error, message) : error
     end

@@ -33,9 +33,18 @@ module PatientHttpMonitor
       # @param config [RedisClient::Config, RedisClient::SentinelConfig] of the server concerned
       # @return [RedisClient::Error] of the class that redis-client has for the error's code
       def command(message, command, config)
-        error = ::RedisClient::CommandError.parse(message)
+        error = ::RedisClient::CommandError.parse(without_arguments(message))
         error._set_command([command]) if error.respond_to?(:_set_command)
         with_config(error, config)
+      end
+
+      # Redis quotes the arguments of a command that it does not know (renamed by its owner, or missing in a proxy): a job's, or a
+      # password.
+      #
+      # @param message [String]
+      # @return [String] without them
+      def without_arguments(message)
+        message.sub(/,? with args beginning with:.*/m, "")
       end
 
       private

@@ -206,7 +206,7 @@ module PatientHttpMonitor
 
     # Sidekiq quotes the whole job in its errors, and a middleware may quote its arguments; a log is no place for them.
     def without_job(message, job)
-      message = text(message)
+      message = RedisErrors.without_arguments(text(message))
       return message unless job
 
       message = message.gsub(text(job.to_s), "{...}")

@@ -1,14 +1,11 @@
 # frozen_string_literal: true
 
 require "spec_helper"
-require_relative "../support/children"
 require_relative "../support/recording_logger"
 require_relative "../support/registry"
 require_relative "../support/sidekiq_hooks"
 
 RSpec.describe "What a sweep says" do
-  include Children
-
   def sweep(logger = nil)
     monitor.cleanup_orphaned_requests(300, logger)
   end
@@ -105,7 +102,6 @@ RSpec.describe "What a sweep says" do
     expect(sidekiq_log(:warn) { sweep(RecordingLogger.new) }).to match(/WARN.*\[PatientHttp::Sidekiq\] .*\b1\b/)
   end
 
-  # Of a class of its own, so that no other example has spoken of it in this process.
   it "is one line a minute while Redis is away, that says so, and what was left out is counted in the next one" do
     gone = Class.new(RedisClient::CannotConnectError) { define_singleton_method(:name) { "GoneError" } }
     leave_orphans(task, task, task, task)
@@ -121,14 +117,10 @@ RSpec.describe "What a sweep says" do
   end
 
   it "is one line a minute while it waits for its peers" do
-    log = in_child do
-      # As in a process that has said nothing yet.
-      PatientHttpMonitor.const_get(:Recovery).const_get(:LIMIT).instance_variable_get(:@last).clear
-      collector = monitor
-      collector.ping_process
-      expire_capacity(collector)
-      sidekiq_log(:warn) { 3.times { collector.cleanup_orphaned_requests(300, nil) } }
-    end
+    collector = monitor
+    collector.ping_process
+    expire_capacity(collector)
+    log = sidekiq_log(:warn) { 3.times { collector.cleanup_orphaned_requests(300, nil) } }
     expect(log.lines).to contain_exactly(a_string_matching(/WARN.*\[PatientHttp::Sidekiq\] No orphans are taken yet/))
   end
 

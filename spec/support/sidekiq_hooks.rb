@@ -54,4 +54,13 @@ module SidekiqHooks
   end
 end
 
-RSpec.configure { |config| config.include SidekiqHooks }
+RSpec.configure do |config|
+  config.include SidekiqHooks
+
+  # Each example begins as in a process that has said nothing yet.
+  config.before do
+    next unless defined?(PatientHttpMonitor) && PatientHttpMonitor.const_defined?(:Recovery)
+
+    PatientHttpMonitor.const_get(:Recovery).const_get(:LIMIT).instance_variable_get(:@last).clear
+  end
+end

@@ -6,6 +6,9 @@ if not score then return -1 end
 if tonumber(score) ~= tonumber(ARGV[2]) then return 0 end
 redis.call('ZREM', KEYS[1], ARGV[1])
 redis.call('HDEL', KEYS[2], ARGV[1])
--- pcall: a counter that cannot count must not bring the removed entry's job back.
-if ARGV[3] ~= '0' and redis.pcall('INCR', KEYS[3]) == 1 then redis.call('EXPIRE', KEYS[3], ARGV[3]) end
+if ARGV[3] ~= '0' then
+  -- pcall: a counter that cannot count must not bring the removed entry's job back. It begins anew, so that poison is contained.
+  local count = redis.pcall('INCR', KEYS[3])
+  if count == 1 or type(count) ~= 'number' then redis.call('SET', KEYS[3], 1, 'EX', ARGV[3]) end
+end
 return 1

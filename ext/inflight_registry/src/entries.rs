@@ -32,7 +32,7 @@ pub fn register(
     pipe.cmd("ZADD").arg(INDEX).arg(now.0).arg(id.as_bytes());
     pipe.cmd("HSET").arg(JOBS).arg(id.as_bytes()).arg(payload);
     add_expiry(&mut pipe, ttl);
-    let replies = transaction(conn, "MULTI", &mut pipe)?;
+    let replies = transaction(conn, &mut pipe)?;
     ping.map(|_| processes::read_ping(replies)).transpose()
 }
 
@@ -44,7 +44,7 @@ pub fn unregister(conn: &mut impl ConnectionLike, id: &RegistryId) -> Result<()>
     let mut pipe = Pipeline::new();
     pipe.cmd("ZREM").arg(INDEX).arg(id.as_bytes());
     pipe.cmd("HDEL").arg(JOBS).arg(id.as_bytes());
-    transaction(conn, "MULTI", &mut pipe).map(drop)
+    transaction(conn, &mut pipe).map(drop)
 }
 
 /// Refreshes the scores of those entries that exist, and the TTL of both keys, in one write. Adds nothing.
@@ -63,7 +63,7 @@ pub fn heartbeat(conn: &mut impl ConnectionLike, ids: &[RegistryId], now: Millis
         }
     }
     add_expiry(&mut pipe, ttl);
-    pipeline(conn, "ZADD", &pipe).map(drop)
+    pipeline(conn, &pipe).map(drop)
 }
 
 /// When the entry's last heartbeat was; none when it is not registered.

@@ -1,6 +1,7 @@
 //! What can go wrong when the registry is asked.
 
 use redis::{RedisError, ServerError};
+use std::borrow::Cow;
 
 /// The result of an operation on the registry.
 pub type Result<T> = std::result::Result<T, Error>;
@@ -14,7 +15,7 @@ pub enum Error {
         /// The error as Redis sent it, its code first (`WRONGTYPE Operation against ...`).
         message: String,
         /// The command that was refused, without its arguments: they may hold a job.
-        command: &'static str,
+        command: Cow<'static, str>,
     },
     /// No answer could be had: the connection failed or spoke something other than RESP.
     #[error("{0}")]
@@ -39,7 +40,7 @@ impl Error {
         }
     }
 
-    pub(crate) fn server(command: &'static str, error: &ServerError) -> Self {
+    pub(crate) fn server(command: Cow<'static, str>, error: &ServerError) -> Self {
         let message = match error.details() {
             Some(details) => format!("{} {details}", error.code()),
             None => error.code().to_owned(),

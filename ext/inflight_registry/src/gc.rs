@@ -47,24 +47,26 @@ pub fn renew_lock(conn: &mut impl ConnectionLike, process: &ProcessId, ttl: Ttl)
     eval(conn, &scripts::RENEW_LOCK, &[GC_LOCK.as_bytes()], &[process.as_bytes(), ttl.as_bytes()])
 }
 
-/// Whether `interval_ms` have passed since the last run, or none is on record. Both times are the server's, `shift` ms added.
+/// Whether `interval_ms` have passed since the last run, or none is on record. Both times are the server's, `shift` ms added. A run
+/// that lies further ahead than the next one is due is none: it would keep everyone from sweeping.
 ///
 /// # Errors
 /// Whatever Redis answers, and failures of the connection.
 pub fn is_due(conn: &mut impl ConnectionLike, interval_ms: i64, shift: i64) -> Result<bool> {
     let mut pipe = Pipeline::new();
     pipe.cmd("TIME");
-    pipe.cmd("GET").arg(GC_LAST_RUN);
-    let mut replies = pipeline(conn, "GET", &pipe)?.into_iter();
+    // As a list: a key of another type is as good as no record, and goes with the next one.
+    pipe.cmd("MGET").arg(GC_LAST_RUN);
+    let mut replies = pipeline(conn, &pipe)?.into_iter();
     let (Some(time), Some(last)) = (replies.next(), replies.next()) else {
-        return Err(Error::reply("GET", "two replies expected"));
+        return Err(Error::reply("MGET", "two replies expected"));
     };
     let now = Millis(server_us(time)?.div_euclid(1_000)).ahead(shift);
-    let last: Option<Vec<u8>> = typed("GET", last)?;
+    let last = typed::<Vec<Option<Vec<u8>>>>("MGET", last)?.into_iter().next().flatten();
     // What is no number was written by no version of ours: as good as no record.
     let last = last.and_then(|text| std::str::from_utf8(&text).ok()?.trim().parse().ok());
     let last = last.filter(|last: &f64| last.is_finite()).map(millis);
-    Ok(last.is_none_or(|last| now >= last.ahead(interval_ms)))
+    Ok(last.is_none_or(|last| now >= last.ahead(interval_ms) || last > now.ahead(interval_ms)))
 }
 
 /// Records a run that ended now.

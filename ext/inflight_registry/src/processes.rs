@@ -69,7 +69,7 @@ pub fn ping(conn: &mut impl ConnectionLike, ping: &Ping<'_>) -> Result<(PingRepo
     add_ping(&mut pipe, ping);
     pipe.cmd("TIME");
     let sent = LocalTime::now();
-    let mut replies = transaction(conn, "MULTI", &mut pipe)?;
+    let mut replies = transaction(conn, &mut pipe)?;
     let received = LocalTime::now();
     let time = replies.pop().ok_or_else(|| Error::reply("TIME", "no reply"))?;
     let reading = TimeReading { sent, received, server_us: server_us(time)? };
@@ -84,7 +84,7 @@ pub fn remove(conn: &mut impl ConnectionLike, process: &ProcessId) -> Result<()>
     let mut pipe = Pipeline::new();
     pipe.cmd("SREM").arg(PROCESS_SET).arg(process.as_bytes());
     pipe.cmd("DEL").arg(keys::capacity(process.as_bytes()));
-    transaction(conn, "MULTI", &mut pipe).map(drop)
+    transaction(conn, &mut pipe).map(drop)
 }
 
 /// The members of the process set, dead or alive, in no order.
@@ -161,7 +161,7 @@ pub fn total_capacity(conn: &mut impl ConnectionLike) -> Result<i64> {
         for process in page {
             pipe.arg(keys::capacity(process));
         }
-        let reply = pipeline(conn, "MGET", &pipe)?.pop().unwrap_or(Value::Nil);
+        let reply = pipeline(conn, &pipe)?.pop().unwrap_or(Value::Nil);
         let capacities: Vec<Option<Vec<u8>>> = typed("MGET", reply)?;
         for text in capacities.into_iter().flatten() {
             sum = sum.saturating_add(capacity_from(&text));
@@ -170,12 +170,14 @@ pub fn total_capacity(conn: &mut impl ConnectionLike) -> Result<i64> {
     Ok(sum)
 }
 
-/// Another version may have written something else than a whole number: a fraction is cut, what is no number carries nothing.
+/// Another version may have written something else than a whole number: a fraction is cut, what is no number, or less than
+/// nothing, carries nothing.
 #[expect(clippy::cast_possible_truncation, reason = "`as` saturates, which is what is wanted")]
 fn capacity_from(text: &[u8]) -> i64 {
     let Ok(text) = std::str::from_utf8(text) else { return 0 };
     let text = text.trim();
-    text.parse().or_else(|_| text.parse::<f64>().map(|number| number as i64)).unwrap_or(0)
+    let finite = || text.parse::<f64>().ok().filter(|number| number.is_finite()).map(|number| number as i64);
+    text.parse().ok().or_else(finite).unwrap_or(0).max(0)
 }
 
 #[cfg(test)]
@@ -187,6 +189,8 @@ mod tests {
         assert_eq!(capacity_from(b"256"), 256);
         assert_eq!(capacity_from(b" 10.9 "), 10);
         assert_eq!(capacity_from(b"many"), 0);
+        assert_eq!(capacity_from(b"inf"), 0);
+        assert_eq!(capacity_from(b"-1000"), 0);
         assert_eq!(capacity_from(b""), 0);
         assert_eq!(capacity_from(b"\xff"), 0);
     }

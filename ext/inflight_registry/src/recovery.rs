@@ -144,7 +144,7 @@ impl Sweep {
         pipe.cmd("HLEN").arg(JOBS);
         pipe.cmd("ZCARD").arg(INDEX);
         add_expiry(&mut pipe, plan.ttl);
-        let replies = pipeline(conn, "EXISTS", &pipe)?;
+        let replies = pipeline(conn, &pipe)?;
         let mut replies = replies.into_iter();
         let mut next = || replies.next().ok_or_else(|| Error::reply("EXISTS", "too few replies"));
         let now = Millis(server_us(next()?)?.div_euclid(1_000)).ahead(plan.shift);

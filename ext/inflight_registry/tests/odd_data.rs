@@ -247,17 +247,17 @@ fn a_lock_of_another_type_is_refused_but_does_not_hide_who_lives() {
 
     assert_refused(gc::acquire_lock(&mut conn, &process, ttl(120.0), false), "WRONGTYPE");
     assert_refused(gc::release_lock(&mut conn, &process, Attempt::First), "WRONGTYPE");
-    assert_refused(gc::renew_lock(&mut conn, &process, ttl(120.0)), "WRONGTYPE");
+    assert!(!gc::renew_lock(&mut conn, &process, ttl(120.0)).unwrap());
     assert_eq!(processes::live(&mut conn, &[b"h:1:dead".to_vec(), b"h:2:live".to_vec()]).unwrap().len(), 1);
     assert_eq!(raw.members(), [b"h:2:live".to_vec()].into());
 }
 
 #[test]
-fn a_record_of_the_last_run_of_another_type_is_refused_until_the_next_run_is_recorded() {
+fn a_record_of_the_last_run_of_another_type_is_as_good_as_none_and_goes_with_the_next_one() {
     let server = Server::start();
     let (mut conn, mut raw) = (server.connect(), server.raw());
     spoil(&mut raw, GC_LAST_RUN);
-    assert_refused(gc::is_due(&mut conn, 1_000, 0), "WRONGTYPE");
+    assert!(gc::is_due(&mut conn, 1_000, 0).unwrap());
     let now = raw.now();
     gc::record_run(&mut conn, now, ttl(90.0)).unwrap();
     assert!(!gc::is_due(&mut conn, 60_000, 0).unwrap());
@@ -271,6 +271,18 @@ fn a_refusal_counter_that_cannot_count_stops_nothing() {
     raw.set("sidekiq:patient_http:refusals:text", "many");
     for job in [&b"abc"[..], b"text"] {
         assert_eq!(begin(&mut conn, 0).count_refusal(&mut conn, job, ttl(60.0)).unwrap(), 1);
+        assert_eq!(begin(&mut conn, 0).count_refusal(&mut conn, job, ttl(60.0)).unwrap(), 2);
+    }
+}
+
+#[test]
+fn a_run_that_lies_in_the_far_future_is_as_good_as_none() {
+    let server = Server::start();
+    let (mut conn, mut raw) = (server.connect(), server.raw());
+    let now = raw.now();
+    for (last, due) in [(now.0 * 1_000, true), (now.0 + 61_000, true), (now.0 + 30_000, false)] {
+        raw.set(GC_LAST_RUN, last.to_string());
+        assert_eq!(gc::is_due(&mut conn, 60_000, 0).unwrap(), due, "{last}");
     }
 }
 

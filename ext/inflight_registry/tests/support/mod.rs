@@ -121,6 +121,11 @@ impl Raw {
         cmd.query(&mut self.0).unwrap()
     }
 
+    /// Several commands at once.
+    pub fn pipe<T: FromRedisValue>(&mut self, pipe: &redis::Pipeline) -> T {
+        pipe.query(&mut self.0).unwrap()
+    }
+
     /// A command in the notation of redis-cli.
     pub fn cli<T: FromRedisValue>(&mut self, words: &str) -> T {
         let mut words = words.split(' ');
