@@ -272,7 +272,7 @@ fn a_capacity_that_is_no_number_proves_life_and_counts_as_none() {
     }
     raw.enter_all(&ids("h:0:aa", 1), Millis(1));
 
-    let expected = loads(&[("h:0", 1, 0), ("h:1", 0, 0), ("h:2", 0, 12), ("h:3", 0, 3), ("h:4", 0, i64::MAX), ("h:5", 0, -4)]);
+    let expected = loads(&[("h:0", 1, 0), ("h:1", 0, 0), ("h:2", 0, 12), ("h:3", 0, 3), ("h:4", 0, i64::MAX), ("h:5", 0, 0)]);
     assert_eq!(processes::loads(&mut conn).unwrap(), expected);
     assert_eq!(raw.members().len(), 6);
 }

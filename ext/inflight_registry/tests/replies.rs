@@ -197,14 +197,14 @@ fn errors_are_the_same_whichever_way_the_connection_hands_them_over() {
     raw.set(INDEX, "no sorted set");
     raw.run::<()>(redis::cmd("RPUSH").arg(GC_LOCK).arg("no string"));
     let process = ProcessId::generate();
-    gc::renew_lock(&mut server.connect(), &process, ttl(1.0)).unwrap_err();
+    gc::release_lock(&mut server.connect(), &process, Attempt::First).unwrap_err();
 
     let result = entries::register(&mut wire, &id("h:1:ff/a"), b"{}", NOW, ttl(TTL), None);
     assert_eq!(result.as_ref().unwrap_err().to_string(), WRONGTYPE);
     assert_refused(result, "WRONGTYPE");
     assert_refused(entries::count(&mut wire), "WRONGTYPE");
     assert_refused(entries::heartbeat(&mut wire, &[id("h:1:ff/a")], NOW, ttl(TTL)), "WRONGTYPE");
-    assert_refused(gc::renew_lock(&mut wire, &process, ttl(1.0)), "WRONGTYPE");
+    assert_refused(gc::release_lock(&mut wire, &process, Attempt::First), "WRONGTYPE");
 }
 
 #[test]
