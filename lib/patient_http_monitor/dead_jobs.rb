@@ -26,7 +26,7 @@ module PatientHttpMonitor
         # The same one for the same entry, so that burying it twice adds it once.
         job["jid"] ||= Digest::SHA256.hexdigest(registry_id)[0, 24]
         # As a push makes it: Sidekiq 8's page fails on any other queue than a String.
-        job["queue"] = (job["queue"] || "default").to_s
+        job["queue"] = (job["queue"] || ::Sidekiq.default_job_options["queue"] || "default").to_s
         added = job["dead"] != false
         add(::Sidekiq.dump_json(job)) if added
         call_death_handlers(job, error)

@@ -18,6 +18,8 @@ module PatientHttpMonitor
     # @yieldparam note [String] what to append to it: how many were left out since the last one
     # @return [void]
     def line(kind)
+      # A forked child has said nothing yet.
+      kind = [Process.pid, kind]
       left_out = @mutex.synchronize do
         now = Process.clock_gettime(Process::CLOCK_MONOTONIC)
         if @last[kind] && now - @last[kind] < @period

@@ -54,10 +54,10 @@ module PatientHttpMonitor
       end
       @sweep.stopped? ? wait_for_peers : restore
     rescue ::RedisClient::Error, ::ConnectionPool::TimeoutError => error
-      LIMIT.line(error.class) do |note|
-        ::Sidekiq.logger.error("#{PREFIX}Sweep ended early, the rest is left to the next one: #{error.class} - " \
-          "#{one_line(error.message)}#{note}")
-      end
+      line = "Sweep ended early, the rest is left to the next one: #{error.class} - #{one_line(error.message)}"
+      return ::Sidekiq.logger.error("#{PREFIX}#{line}") if error.is_a?(::RedisClient::CommandError)
+
+      LIMIT.line(error.class) { |note| ::Sidekiq.logger.error("#{PREFIX}#{line}#{note}") }
     end
 
     def wait_for_peers

@@ -61,6 +61,7 @@ RSpec.configure do |config|
   config.before do
     next unless defined?(PatientHttpMonitor) && PatientHttpMonitor.const_defined?(:Recovery)
 
-    PatientHttpMonitor.const_get(:Recovery).const_get(:LIMIT).instance_variable_get(:@last).clear
+    limit = PatientHttpMonitor.const_get(:Recovery).const_get(:LIMIT)
+    %i[@last @left_out].each { |name| limit.instance_variable_get(name).clear }
   end
 end
