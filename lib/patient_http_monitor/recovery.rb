@@ -16,7 +16,9 @@ module PatientHttpMonitor
     FAILURES_OF_REDIS = 3
     # What every sweep says while Redis is away is said once a minute in a process.
     LIMIT = LineLimit.new(60)
-    private_constant :PREFIX, :Orphan, :Tally, :FAILURES_OF_REDIS, :LIMIT
+    # Shorter arguments stand in too many words that are none.
+    SHORTEST_QUOTE = 4
+    private_constant :PREFIX, :Orphan, :Tally, :FAILURES_OF_REDIS, :LIMIT, :SHORTEST_QUOTE
 
     # @param monitor [PatientHttp::Sidekiq::TaskMonitor] who sweeps
     # @param orphan_threshold_seconds [#to_f] in s
@@ -209,9 +211,25 @@ module PatientHttpMonitor
       message = RedisErrors.without_arguments(text(message))
       return message unless job
 
-      message = message.gsub(text(job.to_s), "{...}")
-      args = job["args"]
-      args.nil? || args == [] ? message : message.gsub(text(args.inspect), "[...]")
+      quotes = [job.to_s, json(job), job["args"].inspect, json(job["args"]), *strings(job["args"])].map { |quote| text(quote) }
+      quotes.reject! { |quote| quote.size < SHORTEST_QUOTE }
+      quotes.sort_by { |quote| -quote.size }.reduce(message) { |cut, quote| cut.gsub(quote, "[...]") }
+    end
+
+    def json(value)
+      JSON.generate(value)
+    rescue JSON::JSONError
+      ""
+    end
+
+    # @return [Array<String>] all that are anywhere in a JSON value
+    def strings(value)
+      case value
+      when String then [value]
+      when Array then value.flat_map { |each| strings(each) }
+      when Hash then value.values.flat_map { |each| strings(each) }
+      else []
+      end
     end
 
     def one_line(string)

@@ -63,8 +63,7 @@ RSpec.describe "Keys of another type" do
       cleanup_orphaned_requests inflight_count inflight_counts_by_process],
     "jobs" => %w[register unregister cleanup_orphaned_requests],
     "process set" => %w[ping_process remove_process acquire_gc_lock cleanup_orphaned_requests inflight_counts_by_process
-      total_max_connections registered_process_ids],
-    "GC lock" => %w[acquire_gc_lock release_gc_lock]
+      total_max_connections registered_process_ids]
   }
   # A last run that is no text is none. A capacity that is no text proves life, and carries nothing.
   otherwise = {

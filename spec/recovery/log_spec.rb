@@ -1,11 +1,14 @@
 # frozen_string_literal: true
 
 require "spec_helper"
+require_relative "../support/children"
 require_relative "../support/recording_logger"
 require_relative "../support/registry"
 require_relative "../support/sidekiq_hooks"
 
 RSpec.describe "What a sweep says" do
+  include Children
+
   def sweep(logger = nil)
     monitor.cleanup_orphaned_requests(300, logger)
   end
@@ -85,7 +88,10 @@ RSpec.describe "What a sweep says" do
   {
     "the job as it was registered" => ->(job) { job.slice("class", "args", "jid", "queue") },
     "the job as it is pushed" => ->(job) { job },
-    "the arguments" => ->(job) { job["args"].inspect }
+    "the arguments" => ->(job) { job["args"].inspect },
+    "the job as JSON" => ->(job) { JSON.generate(job) },
+    "the arguments as JSON" => ->(job) { JSON.generate(job["args"]) },
+    "an argument" => ->(job) { job["args"].first }
   }.each do |kind, quote|
     it "does not show the arguments where an error quotes #{kind}" do
       leave_orphans(task(args: ["s3cret", {"number" => 4711}]))
@@ -116,6 +122,18 @@ RSpec.describe "What a sweep says" do
     expect(entries.size).to eq(4)
   end
 
+  it "is a line each time where Redis is there and refuses, whatever was said before" do
+    ids = leave_orphans(task, task)
+    log = sidekiq_log(:error) do
+      2.times do
+        on_push(->(_) { REDIS.call("RENAME", Registry::INDEX, "kept") && REDIS.call("SET", Registry::INDEX, "odd") }) { sweep }
+        REDIS.call("RENAME", "kept", Registry::INDEX)
+        age(*ids)
+      end
+    end
+    expect(log.lines).to contain_exactly(*[a_string_including("Sweep ended early", "WRONGTYPE")] * 2)
+  end
+
   it "is one line a minute while it waits for its peers" do
     collector = monitor
     collector.ping_process
@@ -131,6 +149,10 @@ RSpec.describe "What a sweep says" do
       said = nil
       limit.line(kind) { |note| said = note }
       said
+    end
+
+    it "is said by a forked child that has said nothing yet" do
+      expect([say(:one), in_child { say(:one) }, say(:one)]).to eq(["", "", nil])
     end
 
     it "is left out within the period, by kind, and counted when it is said again" do

@@ -265,6 +265,46 @@ RSpec.describe "A job with several requests in flight, whose process dies," do
   end
 end
 
+RSpec.describe "Poison that Sidekiq takes and its pages fail on" do
+  let(:settings) { PatientHttpMonitor::Settings.new.tap { |settings| settings.recovery_limit = 1 } }
+
+  before { allow(PatientHttpMonitor).to receive(:settings).and_return(settings) }
+
+  def bury(job)
+    REDIS.call("SET", "sidekiq:patient_http:recoveries:poison", 1)
+    write_entry("dead:1:00ff/poison", payload: JSON.generate({"class" => "PoisonJob", "jid" => "poison", "args" => []}.merge(job)))
+    expect(monitor.cleanup_orphaned_requests(300, nil)).to eq(0)
+    expect([entries, dead_set.size]).to eq([[], 1])
+  end
+
+  {
+    "an encrypted job without arguments" => {"encrypt" => true},
+    "a job of ActiveJob without arguments" =>
+      {"class" => "ActiveJob::QueueAdapters::SidekiqAdapter::JobWrapper", "wrapped" => "ReportJob"},
+    "a job that was created at no time" => {"created_at" => "soon"},
+    "a job that was enqueued at no time" => {"enqueued_at" => {}},
+    "a job with a backtrace that is none" => {"error_backtrace" => "garbage"}
+  }.each do |kind, job|
+    it "is in the dead set in another form where it is #{kind}, and the pages show it" do
+      bury(job)
+      expect([page_of_the_dead_set, pages_of_dead_jobs]).to eq([200, [200]])
+      expect(dead_set.first.args).to match([a_hash_including(job)])
+    end
+  end
+
+  {
+    "an encrypted job" => {"args" => ["open", "secret"], "encrypt" => true},
+    "a job of ActiveJob" => {"class" => "ActiveJob::QueueAdapters::SidekiqAdapter::JobWrapper", "wrapped" => "ReportJob",
+                             "args" => [{"job_class" => "ReportJob", "arguments" => [1]}]}
+  }.each do |kind, job|
+    it "is none where it is #{kind} that is whole, which can be retried from there" do
+      bury(job)
+      expect(dead_set.first.item).to include(job)
+      expect([page_of_the_dead_set, pages_of_dead_jobs]).to eq([200, [200]])
+    end
+  end
+end
+
 RSpec.describe "Sidekiq's API, which is large," do
   include RubyProcess
 

@@ -35,8 +35,7 @@ RSpec.describe "What can never be pushed" do
     "nothing" => "",
     "bytes that are not UTF-8" => "\xFFsecret\xFE\x00".b,
     "JSON with bytes in it that are not UTF-8" => "{\"class\":\"ReportJob\",\"jid\":\"1\",\"args\":[\"secret\xFF\"]}".b,
-    "JSON that nests too deeply" => "#{"[" * 200}\"secret\"#{"]" * 200}",
-    "JSON that Ruby reads and cannot write" => "{\"args\":[\"secret\",1e999],\"class\":\"ReportJob\"}"
+    "JSON that nests too deeply" => "#{"[" * 200}\"secret\"#{"]" * 200}"
   }
   values = {
     "a JSON Array" => "[\"secret\",{\"class\":\"ReportJob\"}]",
@@ -71,6 +70,7 @@ RSpec.describe "What can never be pushed" do
   # Nor these, and Ruby cannot write them in a job that holds them.
   unwritable = {
     "a JSON Array that nests as deeply as can be read" => "#{"[" * 99}\"secret\"#{"]" * 99}",
+    "a job that Ruby cannot write" => "{\"args\":[\"secret\",1e999],\"class\":\"ReportJob\"}",
     "a JSON Array that Ruby cannot write" => "[\"secret\",1e999]",
     "a job of ActiveJob without args that Ruby cannot write" =>
       "{\"class\":\"Sidekiq::ActiveJob::Wrapper\",\"wrapped\":\"ReportJob\",\"secret\":1e999}"
@@ -193,6 +193,17 @@ RSpec.describe "What can never be pushed" do
     age(id, seconds: 7_200)
     expect(monitor.cleanup_orphaned_requests(300, logger)).to eq(2)
     expect(entries).to eq([id])
+  end
+
+  ["1e3", " 3", "1.5", "inf", "0x1F", "-5", "nan"].each do |text|
+    it "is refused no longer than the limit says where its counter is #{text.inspect}" do
+      write_entry(id, payload: JSON.generate({"jid" => "odd", "args" => []}))
+      REDIS.call("SET", "sidekiq:patient_http:refusals:odd", text)
+      sweep(3)
+      expect(entries).to eq([id])
+      sweep(1)
+      expect([entries, dead_payloads.size]).to eq([[], 1])
+    end
   end
 
   it "is counted for 72 hours from the first refusal on" do

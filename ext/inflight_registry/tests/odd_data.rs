@@ -19,7 +19,8 @@ use inflight_registry::units::seconds_to_ms;
 use inflight_registry::{Attempt, Millis, ProcessId, RegistryId, Ttl, entries, gc};
 use support::sweeping::{begin, claim_all, leased, next_batch, recover_all};
 use support::{
-    GC_LAST_RUN, GC_LOCK, INDEX, JOBS, PROCESSES, Server, TTL, assert_refused, capacity_key, id, recoveries_key, ttl,
+    GC_LAST_RUN, GC_LOCK, INDEX, JOBS, PROCESSES, Server, TTL, assert_fresh_ttl, assert_refused, capacity_key, id,
+    recoveries_key, ttl,
 };
 
 const LONG_AGO: Millis = Millis(1_000);
@@ -237,7 +238,7 @@ fn a_process_set_of_another_type_is_refused_by_every_operation_that_needs_it() {
 }
 
 #[test]
-fn a_lock_of_another_type_is_refused_but_does_not_hide_who_lives() {
+fn a_lock_of_another_type_is_nobodys_and_does_not_hide_who_lives() {
     let server = Server::start();
     let (mut conn, mut raw) = (server.connect(), server.raw());
     let process = ProcessId::generate();
@@ -245,11 +246,22 @@ fn a_lock_of_another_type_is_refused_but_does_not_hide_who_lives() {
     raw.let_die("h:1:dead");
     raw.bring_to_life("h:2:live", "10");
 
-    assert_refused(gc::acquire_lock(&mut conn, &process, ttl(120.0), false), "WRONGTYPE");
-    assert_refused(gc::release_lock(&mut conn, &process, Attempt::First), "WRONGTYPE");
+    assert!(!gc::release_lock(&mut conn, &process, Attempt::First).unwrap());
     assert!(!gc::renew_lock(&mut conn, &process, ttl(120.0)).unwrap());
     assert_eq!(processes::live(&mut conn, &[b"h:1:dead".to_vec(), b"h:2:live".to_vec()]).unwrap().len(), 1);
     assert_eq!(raw.members(), [b"h:2:live".to_vec()].into());
+    assert!(gc::acquire_lock(&mut conn, &process, ttl(120.0), false).unwrap());
+    assert_eq!(raw.get(GC_LOCK).as_deref(), Some(process.as_bytes()));
+    assert_fresh_ttl(raw.ttl(GC_LOCK), 120);
+}
+
+#[test]
+fn a_lock_without_a_ttl_gets_one_from_whoever_wants_it() {
+    let server = Server::start();
+    let (mut conn, mut raw) = (server.connect(), server.raw());
+    raw.set(GC_LOCK, "stranger");
+    assert!(!gc::acquire_lock(&mut conn, &ProcessId::generate(), ttl(120.0), false).unwrap());
+    assert_fresh_ttl(raw.ttl(GC_LOCK), 120);
 }
 
 #[test]

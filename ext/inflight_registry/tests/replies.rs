@@ -13,12 +13,12 @@
 mod support;
 
 use inflight_registry::processes::Ping;
-use inflight_registry::recovery::{Settled, Sweep};
+use inflight_registry::recovery::{Settled, Sweep, settle};
 use inflight_registry::{Attempt, Error, Millis, ProcessId, entries, gc, processes};
 use redis::{ConnectionLike, RedisResult, Value};
 use support::sweeping::{begin, next_batch, settle_uncounted};
 use support::wire::Wire;
-use support::{GC_LOCK, INDEX, PROCESSES, Server, TTL, assert_refused, capacity_key, id, ids, ping, ttl};
+use support::{INDEX, PROCESSES, Server, TTL, assert_refused, capacity_key, id, ids, ping, ttl};
 
 const WRONGTYPE: &str = "WRONGTYPE Operation against a key holding the wrong kind of value";
 const NOW: Millis = Millis(1_700_000_000_123);
@@ -195,16 +195,14 @@ fn errors_are_the_same_whichever_way_the_connection_hands_them_over() {
     let mut wire = Wire::over(server.connect());
     wire.errors_as_err = true;
     raw.set(INDEX, "no sorted set");
-    raw.run::<()>(redis::cmd("RPUSH").arg(GC_LOCK).arg("no string"));
-    let process = ProcessId::generate();
-    gc::release_lock(&mut server.connect(), &process, Attempt::First).unwrap_err();
+    settle(&mut server.connect(), &id("h:1:ff/a"), NOW, b"jid", None).unwrap_err();
 
     let result = entries::register(&mut wire, &id("h:1:ff/a"), b"{}", NOW, ttl(TTL), None);
     assert_eq!(result.as_ref().unwrap_err().to_string(), WRONGTYPE);
     assert_refused(result, "WRONGTYPE");
     assert_refused(entries::count(&mut wire), "WRONGTYPE");
     assert_refused(entries::heartbeat(&mut wire, &[id("h:1:ff/a")], NOW, ttl(TTL)), "WRONGTYPE");
-    assert_refused(gc::release_lock(&mut wire, &process, Attempt::First), "WRONGTYPE");
+    assert_refused(settle(&mut wire, &id("h:1:ff/a"), NOW, b"jid", None), "WRONGTYPE");
 }
 
 #[test]
