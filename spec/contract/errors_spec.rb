@@ -25,8 +25,6 @@ RSpec.describe "Errors of Redis" do
     "registered_task_ids" => [Registry::INDEX, ->(one, _) { one.registered_task_ids }],
     "ping_process" => [Registry::PROCESSES, ->(one, _) { one.ping_process }],
     "remove_process" => [Registry::PROCESSES, ->(one, _) { one.remove_process }],
-    "acquire_gc_lock" => [Registry::GC_LOCK, ->(one, _) { one.acquire_gc_lock }],
-    "release_gc_lock" => [Registry::GC_LOCK, ->(one, _) { one.release_gc_lock }],
     "cleanup_orphaned_requests" => [Registry::INDEX, ->(one, _) { one.cleanup_orphaned_requests(300, nil) }],
     "inflight_count" => [Registry::INDEX, ->(one, _) { one.class.inflight_count }],
     "inflight_counts_by_process" => [Registry::PROCESSES, ->(one, _) { one.class.inflight_counts_by_process }],
