@@ -39,7 +39,9 @@ module PatientHttpMonitor
     # @param sidekiq_pool [ConnectionPool] one of Sidekiq's
     # @raise [ArgumentError] for a Redis Cluster
     # @raise [ConnectionPool::TimeoutError] when the pool has no client to lend
+    # @raise [ThreadError] in a trap handler
     def initialize(sidekiq_pool)
+      refuse_trap_handlers
       @config = sidekiq_pool.with { |client| client.config }
       unless @config.respond_to?(:connection_prelude)
         raise ArgumentError, "patient_http_monitor cannot use a Redis Cluster (the `nodes:` setting of Sidekiq's Redis), " \
@@ -65,7 +67,9 @@ module PatientHttpMonitor
     #
     # @return [Array(IO, OpenSSL::SSL::SSLSocket)] the second nil without TLS
     # @raise [RedisClient::CannotConnectError] naming host and port
+    # @raise [ThreadError] in a trap handler, where Sentinel would have to be asked
     def open
+      refuse_trap_handlers if sentinel?
       io = @config.path ? UNIXSocket.new(@config.path) : open_tcp
       tune(io) unless @config.path
       [io, @config.ssl ? secure(io) : nil]
@@ -75,6 +79,9 @@ module PatientHttpMonitor
       raise if error.is_a?(::RedisClient::FailoverError) || error.is_a?(::RedisClient::CannotConnectError)
 
       raise RedisErrors.connection("CannotConnectError", error.message, @config)
+    rescue ::RedisClient::CommandError => error
+      # A sentinel's, made by redis-client: its command holds the password.
+      raise RedisErrors.name_alone(error)
     rescue Exception # rubocop:disable Lint/RescueException -- an interrupt must not leave the socket behind
       io&.close
       raise
@@ -84,6 +91,7 @@ module PatientHttpMonitor
     #   many of them at the end may fail
     def prelude
       commands = @config.connection_prelude.map { |command| command.map { |argument| resolve(argument) } }
+      @password = commands.filter_map { |command| command.last if command.include?("AUTH") }.last
       informing, required = commands.partition { |command| command.first(2) == %w[CLIENT SETINFO] }
       required << ["CLIENT", "SETNAME", @config.id.to_s] if @config.id
       optional = informing + INTRODUCTION
@@ -114,7 +122,12 @@ module PatientHttpMonitor
     # @return [Boolean]
     def retry?(attempt, error)
       return false unless error.is_a?(::RedisClient::ConnectionError) && !error.is_a?(::RedisClient::TimeoutError)
-      return false if timed_out?(error.cause)
+
+      if timed_out?(error.cause)
+        # A master that is cut off says nothing, and the next call must not go there again: redis-client asks Sentinel, too.
+        forget_master
+        return false
+      end
 
       @config.retry_connecting?(attempt, error)
     end
@@ -137,7 +150,7 @@ module PatientHttpMonitor
     # @param command [String] its name
     # @return [RedisClient::Error] CannotConnectError where redis-client says so
     def handshake_command_error(message, command)
-      message = RedisErrors.without_arguments(message)
+      message = without_password(RedisErrors.without_arguments(message))
       error = command_error(message, command)
       error.is_a?(::RedisClient::ConnectionError) ? cannot_connect(error, message) : error
     end
@@ -150,7 +163,7 @@ module PatientHttpMonitor
         return connection_error("UnsupportedServer", "Redis 6.2 or later is required, with its HELLO command")
       end
 
-      RedisErrors.command(message, command, @config)
+      RedisErrors.command(without_password(message), command, @config)
     end
 
     # @param ceiling [Integer] how many connections there are
@@ -165,6 +178,21 @@ module PatientHttpMonitor
     end
 
     private
+
+    # Redis quotes a password in no other place, but not every server is Redis, and a proxy may say what it was sent.
+    def without_password(message)
+      return message if @password.nil? || @password.empty? || !message.b.include?(@password.b)
+
+      "#{message[/\A[A-Z]+\b/] || "ERR"} (not shown: the server's words hold the password)"
+    end
+
+    # Ruby says no more than that something "can't be called from trap context".
+    def refuse_trap_handlers
+      Thread::Mutex.new.synchronize { nil }
+    rescue ThreadError
+      raise ThreadError, "patient_http_monitor cannot be called from a trap handler before it has been used elsewhere: Sidekiq's " \
+        "settings are behind a Mutex, which Ruby does not lock there. Call it once before, or from a thread: Thread.new { ... }.join"
+    end
 
     # @return [RedisClient::CannotConnectError] with the other error as its cause
     def cannot_connect(error, message)

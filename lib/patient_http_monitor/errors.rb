@@ -47,6 +47,13 @@ module PatientHttpMonitor
         message.sub(/,? with args beginning with:.*/m, "")
       end
 
+      # @param error [RedisClient::CommandError] of redis-client's own making
+      # @return [RedisClient::CommandError] the same, which knows of its command the name alone
+      def name_alone(error)
+        error._set_command(error.command.first(1)) if error.respond_to?(:_set_command) && error.command
+        error
+      end
+
       private
 
       def with_config(error, config)

@@ -169,8 +169,9 @@ impl Connector {
     pub(crate) fn core_error(self, ruby: &Ruby, error: &core::Error) -> Error {
         match error {
             core::Error::Server { message, command } => self.server_error(ruby, message, command),
-            // One line: what the parser adds explains nothing to an operator.
-            other => self.fault(ruby, Fault::Protocol, other.to_string().lines().next().unwrap_or_default()),
+            // What the parser says explains nothing to an operator.
+            core::Error::Connection(_) => self.fault(ruby, Fault::Protocol, "what the server sent is not the Redis protocol"),
+            reply @ core::Error::Reply { .. } => self.fault(ruby, Fault::Protocol, &reply.to_string()),
         }
     }
 

@@ -9,7 +9,7 @@ use inflight_registry::processes::TimeReading;
 use inflight_registry::{self as core, LocalTime, entries};
 use magnus::typed_data::Obj;
 use magnus::{Error, Ruby};
-use redis::ConnectionLike;
+use redis::{ConnectionLike, ServerError};
 
 /// Why a new connection is of no use.
 enum Refusal {
@@ -65,15 +65,22 @@ impl Pool {
         let packed: Vec<u8> = commands.iter().flat_map(|command| redis::pack_command(command)).collect();
         let (replies, outcome) = session.replies(&packed, commands.len());
         let required = commands.len().saturating_sub(optional);
-        for (reply, command) in replies.into_iter().zip(&commands).take(required) {
+        let refused = |error: &ServerError, command: Option<&Vec<Vec<u8>>>| {
+            let message = [error.code(), error.details().unwrap_or_default()].join(" ");
+            // Its name alone: the arguments hold the password.
+            let name = command.and_then(|command| command.first()).map_or_else(String::new, |name| text(name));
+            Refusal::Said(self.connector.handshake_server_error(ruby, message.trim_end(), &name))
+        };
+        let unanswered = commands.get(replies.len());
+        for (reply, command) in replies.iter().zip(&commands).take(required) {
             if let redis::Value::ServerError(error) = reply {
-                let message = [error.code(), error.details().unwrap_or_default()].join(" ");
-                // Its name alone: the arguments hold the password.
-                let name = command.first().map_or_else(String::new, |name| String::from_utf8_lossy(name).into_owned());
-                return Err(Refusal::Said(self.connector.handshake_server_error(ruby, message.trim_end(), &name)));
+                return Err(refused(error, Some(command)));
             }
         }
-        outcome.map_err(core::Error::Connection)?;
+        outcome.map_err(|error| match ServerError::try_from(error.clone()) {
+            Ok(error) => refused(&error, unanswered),
+            Err(_) => core::Error::Connection(error).into(),
+        })?;
         if self.connector.is_sentinel(ruby)? {
             let role = session.req_command(&redis::cmd("ROLE")).map_err(core::Error::Connection)?;
             self.connector.check_role(ruby, &first_text(role))?;
@@ -83,6 +90,10 @@ impl Pool {
         self.sample(TimeReading { sent, received: LocalTime::now(), server_us });
         Ok(())
     }
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
 }
 
 fn first_text(role: redis::Value) -> Vec<u8> {

@@ -16,6 +16,7 @@ mod sidekiq;
 mod sweep;
 mod task_monitor;
 mod testing;
+mod unreadable;
 mod wait;
 mod waiters;
 

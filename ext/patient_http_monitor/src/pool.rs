@@ -123,7 +123,7 @@ impl Pool {
             };
             attempt = Attempt::Repeat;
             if let core::Error::Server { message, .. } = &error {
-                if !ends_connection(&error) {
+                if !ends_connection(&error) && !session.is_lost() {
                     pool.give_back(ruby, session.end())?;
                     return Err(pool.connector.core_error(ruby, &error));
                 }
@@ -137,7 +137,13 @@ impl Pool {
                     moved = true;
                     continue;
                 }
-                return Err(pool.connector.core_error(ruby, &error));
+                let exception = pool.connector.core_error(ruby, &error);
+                // MASTERDOWN is a lost connection to redis-client, which repeats as `reconnect_attempts` says.
+                if !moved && pool.connector.retry(ruby, tries, &exception)? {
+                    tries += 1;
+                    continue;
+                }
+                return Err(exception);
             }
             let failure = session.abandon();
             pool.wake_one(ruby)?;
@@ -145,8 +151,13 @@ impl Pool {
                 Some(Failure::Interrupt(interrupt)) => return Err(interrupt),
                 Some(Failure::Fault(fault, detail)) => {
                     let exception = pool.connector.fault(ruby, fault, &detail);
-                    if fault == Fault::Closed {
+                    let silent = matches!(fault, Fault::ReadTimeout | Fault::WriteTimeout);
+                    if fault == Fault::Closed || (silent && pool.connector.is_sentinel(ruby)?) {
                         pool.close_idle(ruby)?;
+                    }
+                    if silent {
+                        // It may be the master no longer: a host that is cut off says nothing.
+                        pool.connector.forget_master(ruby)?;
                     }
                     if fault == Fault::Closed && pool.connector.retry(ruby, tries, &exception)? {
                         tries += 1;
@@ -184,6 +195,8 @@ impl Pool {
                 if connection.idle_ms() <= self.idle_timeout || self.is_alive(ruby, connection)? {
                     return Ok(connection);
                 }
+                // The others have been idle for longer still: each would cost this call the whole read_timeout again.
+                self.close_idle(ruby)?;
                 continue;
             }
             if self.count() < CEILING {

@@ -3,6 +3,7 @@
 
 use crate::connection::Connection;
 use crate::connector::{Fault, symbol_name};
+use crate::unreadable::Beginning;
 use crate::wait::{self, Event};
 use crate::{convert, fork};
 use magnus::typed_data::Obj;
@@ -49,6 +50,9 @@ struct Stream<'ruby> {
     write_timeout: Option<f64>,
     generation: u32,
     failure: Option<Failure>,
+    beginning: Beginning,
+    /// Whether something came that the parser refused: it does not know where the next reply begins.
+    lost: bool,
 }
 
 impl<'ruby> Session<'ruby> {
@@ -73,7 +77,17 @@ impl<'ruby> Session<'ruby> {
             }
             None => Transport::Plain(fd),
         };
-        let stream = Stream { ruby, io, transport, read_timeout, write_timeout, generation: fork::generation(), failure: None };
+        let stream = Stream {
+            ruby,
+            io,
+            transport,
+            read_timeout,
+            write_timeout,
+            generation: fork::generation(),
+            failure: None,
+            beginning: Beginning::default(),
+            lost: false,
+        };
         Ok(Self { ruby, connection, parser: connection.take_parser(), stream })
     }
 
@@ -106,12 +120,22 @@ impl<'ruby> Session<'ruby> {
         (replies, outcome)
     }
 
+    /// Whether the connection is of no more use, whatever the server said.
+    pub(crate) fn is_lost(&self) -> bool {
+        self.stream.lost
+    }
+
     fn receive(&mut self) -> RedisResult<redis::Value> {
         loop {
-            match self.parser.parse_value(&mut self.stream)? {
+            match self.parser.parse_value(&mut self.stream) {
                 // Not a reply to anything that was asked.
-                redis::Value::Push { .. } => {}
-                value => return Ok(value),
+                Ok(redis::Value::Push { .. }) => {}
+                Ok(value) => return Ok(value),
+                Err(error) => {
+                    self.stream.lost = true;
+                    let said = if self.stream.failure.is_none() { self.stream.beginning.error() } else { None };
+                    return Err(said.unwrap_or(error));
+                }
             }
         }
     }
@@ -189,6 +213,7 @@ impl Stream<'_> {
     }
 
     fn write_all(&mut self, mut rest: &[u8]) -> RedisResult<()> {
+        self.beginning.clear();
         while !rest.is_empty() {
             let written = self.write_some(rest).map_err(RedisError::from)?;
             rest = rest.get(written..).unwrap_or_default();
@@ -271,6 +296,14 @@ impl Stream<'_> {
 
 impl io::Read for &mut Stream<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.read_some(buffer)?;
+        self.beginning.add(buffer.get(..read).unwrap_or_default());
+        Ok(read)
+    }
+}
+
+impl Stream<'_> {
+    fn read_some(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             let fd = match self.transport {
                 Transport::Plain(fd) => fd,
