@@ -2,7 +2,6 @@
 
 require "spec_helper"
 require "support/own_server"
-require "support/ruby_process"
 
 RSpec.describe "what interrupts a call" do
   include_context "with a server of its own"
@@ -170,32 +169,5 @@ RSpec.describe "what interrupts a call" do
     expect(tally[true]).to be > 100, "seed #{seed}: #{tally}"
     expect(tally[:interrupted]).to be > 20, "seed #{seed}: #{tally}"
     expect(monitor.registered_task_ids.size).to eq(11)
-  end
-
-  describe "a trap handler, where no Mutex can be locked," do
-    include RubyProcess
-
-    it "gets an answer or an error that says so, and no deadlock" do
-      outcome = ruby(<<~RUBY, env: {"REDIS_URL" => server.url}, warnings: false)
-        require "timeout"
-        require "patient_http_monitor"
-        require "support/tasks"
-        include Tasks
-        Sidekiq.default_configuration.logger.level = Logger::ERROR
-        monitor = monitor()
-        trap("USR1") do
-          monitor.register(task("from-trap"))
-          puts "registered"
-        rescue => error
-          puts error.message
-        end
-        2.times do
-          Timeout.timeout(10) { Process.kill(:USR1, Process.pid) and sleep 0.2 }
-          monitor.register(task("outside"))
-        end
-      RUBY
-      expect(outcome.status).to be_success, outcome.to_s
-      expect(outcome.output.lines(chomp: true)).to match([/trap/, "registered"]), outcome.to_s
-    end
   end
 end

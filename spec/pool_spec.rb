@@ -50,6 +50,37 @@ RSpec.describe "the monitor's connections" do
     expect(open_connections).to eq(idle_connections)
   end
 
+  it "are at no moment more than 25 threads at full work need, by the server's own list" do
+    done = false
+    watcher = Thread.new { [].tap { |seen| seen << clients_of(server).size until done } }
+    threads(25) { |number| 60.times { |n| monitor.register(task("#{number}-#{n}")) } }.each(&:join)
+    done = true
+
+    expect(watcher.value).to include(a_value > 0).and all(be <= 25)
+    expect(monitor.registered_task_ids.size).to eq(1_500)
+  end
+
+  context "with a name in Sidekiq's settings" do
+    let(:settings) { {url: server.url, timeout: 3, id: "billing-worker"} }
+
+    def introductions
+      clients_of(server).map { |client| client.values_at("name", "lib-name", "lib-ver") }
+    end
+
+    it "all have it, beside the gem's own and its version, also those that took a lost one's place" do
+      ours = ["billing-worker", "patient_http_monitor", PatientHttpMonitor::VERSION]
+      all_at_once(6) { monitor.register(task) }
+      skip "this server does not know CLIENT SETINFO" unless clients_of(server).first.key?("lib-name")
+
+      expect(introductions).to have_attributes(size: 2..6).and all(eq(ours))
+      server.call("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+      monitor.register(task)
+      expect(introductions).to eq([ours])
+      Sidekiq.redis { |redis| redis.call("PING") }
+      expect((introductions - [ours]).map(&:first)).to eq(%w[billing-worker])
+    end
+  end
+
   it "are no more than callers at the same moment, and never more than 50" do
     expect(all_at_once(7) { |number| monitor.register(task("seven-#{number}")) }).to all(be_nil)
     expect(clients_of(server).size).to be <= 7
@@ -105,6 +136,26 @@ RSpec.describe "the monitor's connections" do
 
       expect(idle_connections).to eq(1)
       expect(eventually { clients_of(server).size == 1 }).to be(true)
+    end
+
+    it "are closed one after the other, but for one, by calls that follow each other sooner" do
+      all_at_once(10) { monitor.register(task) }
+      expect(idle_connections).to be > 5
+      expect(eventually { monitor.ping_process || pool_counts(pool) == [1, 1] }).to be(true)
+      expect(clients_of(server).size).to eq(1)
+    end
+
+    context "and the server says nothing" do
+      let(:settings) { {url: server.url, timeout: 1, reconnect_attempts: 0} }
+
+      it "cost the next call the time of one of them, and of one new one" do
+        all_at_once(10) { monitor.register(task) }
+        expect(idle_connections).to be > 5
+        sleep 0.3
+        server.freeze_for_a_while do
+          expect(seconds { expect { monitor.register(task) }.to raise_error(RedisClient::ConnectionError) }).to be_between(0.9, 4)
+        end
+      end
     end
 
     it "are looked at before they are used" do

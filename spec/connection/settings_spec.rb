@@ -75,9 +75,9 @@ RSpec.describe "which Redis the monitor talks to" do
   end
 
   context "with a user and a password" do
-    let(:settings) { {url: "redis://reporter:p%40ss-w0rd@127.0.0.1:#{server.port}/2"} }
+    let(:settings) { {url: "redis://reporter:s3cret%40w0rd@127.0.0.1:#{server.port}/2"} }
 
-    before { server.call("ACL", "SETUSER", "reporter", "reset", "on", ">p@ss-w0rd", "~*", "+@all") }
+    before { server.call("ACL", "SETUSER", "reporter", "reset", "on", ">s3cret@w0rd", "~*", "+@all") }
 
     it "logs in as Sidekiq does" do
       registers_where_sidekiq_looks
@@ -97,10 +97,10 @@ RSpec.describe "which Redis the monitor talks to" do
   end
 
   context "with a password for the default user" do
-    let(:settings) { {url: server.url, password: "only-a-password"} }
+    let(:settings) { {url: server.url, password: "s3cret-word"} }
 
     # The client that asks here has logged in before.
-    before { server.call("CONFIG", "SET", "requirepass", "only-a-password") }
+    before { server.call("CONFIG", "SET", "requirepass", "s3cret-word") }
     after { server.call("CONFIG", "SET", "requirepass", "") }
 
     it "logs in" do
@@ -133,9 +133,9 @@ RSpec.describe "which Redis the monitor talks to" do
     end
 
     it "asks for the password of each moment at which it connects, with the user's name" do
-      rotate("first")
+      rotate("s3cret-1")
       monitor.register(task)
-      rotate("second")
+      rotate("s3cret-2")
       server.call("CLIENT", "KILL", "USER", "rotating")
       monitor.register(task)
 
@@ -145,7 +145,7 @@ RSpec.describe "which Redis the monitor talks to" do
 
     it "lets an error of the callable through, and works once it answers" do
       expect { monitor.register(task) }.to raise_error(KeyError, "the vault is closed")
-      rotate("known")
+      rotate("s3cret-known")
       monitor.register(task)
       expect(asked.size).to eq(2)
     end

@@ -65,6 +65,55 @@ class WireProxy
     end
   end
 
+  # Whatever is sent, either way, arrives one byte at a time.
+  def crumble
+    split { 1 }
+  end
+
+  # Whatever is sent, either way, arrives in pieces.
+  #
+  # @yieldreturn [Integer] how many bytes the next of them has, at least 1
+  def split
+    both_ways do |bytes, receiver|
+      start = 0
+      while start < bytes.bytesize
+        receiver.write(piece = bytes.byteslice(start, yield))
+        start += piece.bytesize
+        Thread.pass
+      end
+    end
+  end
+
+  # Whatever is sent, either way, arrives later.
+  #
+  # @param seconds [Float] by how much each way
+  def delay(seconds)
+    both_ways do |bytes, receiver|
+      sleep seconds
+      receiver.write(bytes)
+    end
+  end
+
+  # Of what is sent next only the beginning arrives, and nothing more over this connection.
+  #
+  # @param direction [Symbol] :request or :reply
+  # @param after [Integer] how many bytes arrive
+  # @return [Thread::Queue] has something in it once they have
+  def hold_next(direction, after:)
+    left = after
+    Thread::Queue.new.tap do |held|
+      rule(direction) do |bytes, receiver|
+        receiver.write(bytes.byteslice(0, left))
+        left -= [left, bytes.bytesize].min
+        if left.zero?
+          rule(direction)
+          held << true
+          sleep
+        end
+      end
+    end
+  end
+
   # The next request arrives; of its reply only the beginning comes back before the wire breaks.
   #
   # @param kept [Integer] how many bytes of it
@@ -109,6 +158,11 @@ class WireProxy
 
   def rule(direction, &block)
     @mutex.synchronize { @rules[direction] = block }
+  end
+
+  def both_ways(&block)
+    rule(:request, &block)
+    rule(:reply, &block)
   end
 
   def cut(direction, kept)
