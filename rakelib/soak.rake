@@ -8,6 +8,11 @@ namespace :soak do
     soak.call("spec/faults/large_sweeps_spec.rb", "--order", "defined")
   end
 
+  desc "200,000 calls interrupted at random, over plain TCP and over TLS each, and 20,000 in fibers (minutes)"
+  task interrupts: :compile do
+    soak.call("spec/interrupts/random_spec.rb")
+  end
+
   desc "The memory of a process over a million requests (minutes)"
   task memory: :compile do
     soak.call("spec/memory_spec.rb")

@@ -3,8 +3,9 @@
 
 use crate::fork;
 use inflight_registry::LocalTime;
+use magnus::block::Proc;
 use magnus::value::{InnerValue, Opaque, ReprValue};
-use magnus::{Class, DataTypeFunctions, Error, Module, RModule, Ruby, TypedData, Value, gc, typed_data::Obj};
+use magnus::{Class, DataTypeFunctions, Error, Module, RClass, RModule, Ruby, TypedData, Value, gc, typed_data::Obj};
 use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -103,9 +104,30 @@ impl Connection {
         connection.slot.set(None);
         let Some(io) = connection.io.take() else { return Ok(()) };
         match io.get_inner_with(ruby).funcall::<_, _, Value>("close", ()) {
-            Err(error) if !error.is_kind_of(ruby.exception_standard_error()) => Err(error),
+            // Whatever else is raised here comes from another thread.
+            Err(error)
+                if !error.is_kind_of(ruby.exception_system_call_error()) && !error.is_kind_of(ruby.exception_io_error()) =>
+            {
+                Err(error)
+            }
             _ => Ok(()),
         }
+    }
+
+    /// Closes it where an interrupt is on its way to the caller: in a thread of its own. Closing may be interrupted too, and of the
+    /// two only one could go on; were that not the kill, its thread would live on and could never be killed again.
+    pub(crate) fn close_elsewhere(ruby: &Ruby, connection: Obj<Self>) {
+        connection.ssl.set(None);
+        connection.slot.set(None);
+        let Some(io) = connection.io.take() else { return };
+        // None of these looks for interrupts. Where there can be no thread, the garbage collector closes it.
+        let _ = io
+            .get_inner_with(ruby)
+            .funcall::<_, _, Value>("method", (ruby.to_symbol("close"),))
+            .and_then(|close| close.funcall::<_, _, Proc>("to_proc", ()))
+            .and_then(|close| {
+                ruby.class_object().const_get::<_, RClass>("Thread")?.funcall_with_block::<_, _, Value>("new", (), close)
+            });
     }
 }
 

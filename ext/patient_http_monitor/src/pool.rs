@@ -188,6 +188,8 @@ impl Pool {
 
     fn check_out(&self, ruby: &Ruby) -> Result<Obj<Connection>, Error> {
         self.forget_inherited(ruby)?;
+        // Here, where nothing is sent yet: closing may be interrupted, and a write that is done must not be.
+        self.close_surplus(ruby)?;
         let started = LocalTime::now();
         let mut again = false;
         loop {
@@ -264,7 +266,7 @@ impl Pool {
         }
         connection.rest();
         self.idle.borrow_mut().push_back(connection.into());
-        self.close_surplus(ruby)
+        Ok(())
     }
 
     /// Closes what has been idle for too long; the last one stays.

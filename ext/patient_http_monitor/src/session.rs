@@ -99,11 +99,13 @@ impl<'ruby> Session<'ruby> {
 
     /// Ends a session that failed: the connection is closed. Returns why.
     pub(crate) fn abandon(self) -> Option<Failure> {
-        let closed = Connection::close(self.ruby, self.connection);
-        match (self.stream.failure, closed) {
-            (Some(Failure::Interrupt(first)), _) => Some(Failure::Interrupt(first)),
-            (_, Err(interrupt)) => Some(Failure::Interrupt(interrupt)),
-            (failure, Ok(())) => failure,
+        if let Some(Failure::Interrupt(interrupt)) = self.stream.failure {
+            Connection::close_elsewhere(self.ruby, self.connection);
+            return Some(Failure::Interrupt(interrupt));
+        }
+        match Connection::close(self.ruby, self.connection) {
+            Err(interrupt) => Some(Failure::Interrupt(interrupt)),
+            Ok(()) => self.stream.failure,
         }
     }
 

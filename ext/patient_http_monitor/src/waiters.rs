@@ -85,7 +85,7 @@ impl Waiters {
                 while !mailbox.funcall::<_, _, bool>("empty?", ())? {
                     if let Woken::With(connection) = read(mailbox.funcall("pop", ())?)? {
                         if !self.hand_on(ruby, Some(connection))? {
-                            Connection::close(ruby, connection)?;
+                            Connection::close_elsewhere(ruby, connection);
                         }
                     } else {
                         self.hand_on(ruby, None)?;
