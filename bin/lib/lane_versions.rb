@@ -2,6 +2,7 @@
 
 # Tells in one line what a lane (see bin/lane) runs, by what it loads. Exits with 1 where that is not what the lane asks for.
 
+require "async"
 require "sidekiq"
 require "redis-client"
 require "connection_pool"
@@ -14,6 +15,6 @@ abort "Sidekiq #{loaded} was loaded, which is not #{wanted}" unless wanted.satis
 
 versions = {
   "Ruby" => RUBY_VERSION, "Sidekiq" => Sidekiq::VERSION, "redis-client" => RedisClient::VERSION,
-  "connection_pool" => ConnectionPool::VERSION, "rack" => Rack.release, "json" => JSON::VERSION
+  "connection_pool" => ConnectionPool::VERSION, "rack" => Rack.release, "json" => JSON::VERSION, "async" => Async::VERSION
 }
 puts versions.map { |name, version| "#{name} #{version}" }.join(", ")

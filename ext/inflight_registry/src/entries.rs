@@ -1,9 +1,9 @@
 //! The entries of the registry: a request goes in when it starts, shows that it is alive, and goes out when it has ended.
 
-use crate::exchange::{command, pipeline, transaction, typed};
+use crate::exchange::{command, eval, pipeline, transaction, typed};
 use crate::keys::{INDEX, JOBS, PREFIX, PROCESS_SET};
 use crate::processes::{self, Ping, PingReport};
-use crate::{Error, Millis, ProcessId, RegistryId, Result, Ttl, keys};
+use crate::{Error, Millis, ProcessId, RegistryId, Result, Ttl, keys, scripts};
 use redis::{ConnectionLike, Pipeline};
 use std::collections::HashMap;
 
@@ -44,7 +44,13 @@ pub fn unregister(conn: &mut impl ConnectionLike, id: &RegistryId) -> Result<()>
     let mut pipe = Pipeline::new();
     pipe.cmd("ZREM").arg(INDEX).arg(id.as_bytes());
     pipe.cmd("HDEL").arg(JOBS).arg(id.as_bytes());
-    transaction(conn, &mut pipe).map(drop)
+    match transaction(conn, &mut pipe) {
+        // When its memory is full, Redis 7.0 queues nothing, not even what makes room. A script that only removes may run.
+        Err(error) if error.code() == Some("OOM") => {
+            eval::<()>(conn, &scripts::UNREGISTER, &[INDEX.as_bytes(), JOBS.as_bytes()], &[id.as_bytes()])
+        }
+        outcome => outcome.map(drop),
+    }
 }
 
 /// Refreshes the scores of those entries that exist, and the TTL of both keys, in one write. Adds nothing.

@@ -24,3 +24,4 @@ script!(RENEW_LOCK, "renew_lock");
 script!(RESTORE, "restore");
 script!(SETTLE, "settle");
 script!(TAKE_OVER_LOCK, "take_over_lock");
+script!(UNREGISTER, "unregister");

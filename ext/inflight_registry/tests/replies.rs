@@ -109,6 +109,21 @@ fn an_error_within_a_pipeline_is_seen_and_leaves_the_connection_in_step() {
 }
 
 #[test]
+fn a_request_is_taken_out_of_a_redis_that_is_too_full_to_queue_that() {
+    let server = Server::start();
+    let mut raw = server.raw();
+    let mut wire = Wire::over(server.connect());
+    wire.queues_nothing = true;
+    for request in ids("h:1:ff", 2) {
+        raw.enter(&request, 1, b"{}");
+    }
+    raw.cli::<()>("CONFIG SET maxmemory 1");
+    entries::unregister(&mut wire, &id("h:1:ff/task-00001")).unwrap();
+    assert_eq!((raw.index_size(), raw.jobs_size()), (1, 1));
+    assert_refused(entries::register(&mut wire, &id("h:1:ff/a"), b"{}", NOW, ttl(TTL), None), "OOM");
+}
+
+#[test]
 fn a_full_memory_is_seen_when_a_command_is_queued_and_nothing_is_written() {
     let server = Server::start();
     let (mut conn, mut raw) = (server.connect(), server.raw());

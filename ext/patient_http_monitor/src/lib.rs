@@ -10,6 +10,7 @@ mod convert;
 mod fork;
 mod guard;
 mod handshake;
+mod holders;
 mod pool;
 mod session;
 mod sidekiq;

@@ -2,6 +2,7 @@
 
 use crate::connection::Connection;
 use crate::connector::{Connector, Fault, Limits, Timeouts};
+use crate::holders::Holders;
 use crate::session::{FORKED, Failure, Session};
 use crate::waiters::{Waiters, Woken};
 use crate::{fork, guard};
@@ -19,8 +20,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 const CEILING: usize = 50;
 /// How long a caller at the ceiling waits before it looks again whether the collector freed a connection, in s.
 const RECHECK: f64 = 0.25;
-/// How often at most a caller at the ceiling starts the garbage collector, in ms.
+/// How often at most a caller at the ceiling starts the garbage collector, in ms: while a thread is known to have died with
+/// connections, and when all that is known is that the caller's time is over.
 const COLLECT_EVERY: i64 = 1_000;
+const COLLECT_ANYWAY_EVERY: i64 = 30_000;
 
 /// The pool that belongs to one of Sidekiq's.
 #[derive(TypedData)]
@@ -39,6 +42,7 @@ pub(crate) struct Pool {
     /// given back.
     pub(crate) open: RefCell<Arc<AtomicUsize>>,
     waiters: Waiters,
+    holders: Holders,
     collected: Cell<Option<LocalTime>>,
     clock: Cell<ServerClock>,
     generation: Cell<u32>,
@@ -48,6 +52,7 @@ impl DataTypeFunctions for Pool {
     fn mark(&self, marker: &gc::Marker) {
         marker.mark(self.connector.0);
         self.waiters.mark(marker);
+        self.holders.mark(marker);
         // Never borrowed while Ruby can run, and the collector runs only then.
         if let Ok(idle) = self.idle.try_borrow() {
             for &connection in idle.iter() {
@@ -70,6 +75,7 @@ impl Pool {
                 idle: RefCell::default(),
                 open: RefCell::default(),
                 waiters: Waiters::default(),
+                holders: Holders::default(),
                 collected: Cell::new(None),
                 clock: Cell::new(ServerClock::default()),
                 generation: Cell::new(fork::generation()),
@@ -100,6 +106,7 @@ impl Pool {
         pool: Obj<Self>,
         mut operation: impl FnMut(&mut Session<'_>, Attempt) -> core::Result<T>,
     ) -> Result<T, Error> {
+        let _call = pool.holders.begin(ruby)?;
         let generation = fork::generation();
         let (mut attempt, mut tries, mut moved) = (Attempt::First, 0, false);
         loop {
@@ -214,7 +221,7 @@ impl Pool {
             match self.waiters.wait(ruby, self.time_to_wait(ruby, started)?, again)? {
                 Woken::With(connection) => return Ok(connection),
                 Woken::ByAPlace => again = true,
-                Woken::ByTime => self.collect_garbage(ruby)?,
+                Woken::ByTime => self.collect_garbage(ruby, LocalTime::now().ms_since(started) >= self.checkout_timeout)?,
             }
         }
     }
@@ -240,14 +247,23 @@ impl Pool {
     }
 
     /// Connections of fibers whose thread was killed are freed by the garbage collector alone, which may have no other reason to
-    /// run.
-    fn collect_garbage(&self, ruby: &Ruby) -> Result<(), Error> {
+    /// run. All else waits for it, a reactor's other fibers too: a server that is slow to answer is no reason. Fibers that were
+    /// given up in a thread that goes on leave no trace, so a caller whose time is over tries it now and then.
+    fn collect_garbage(&self, ruby: &Ruby, is_over: bool) -> Result<(), Error> {
         self.waiters.forget_lost(ruby)?;
+        let every = match (self.holders.any_dead(ruby)?, is_over) {
+            (true, _) => COLLECT_EVERY,
+            (false, true) => COLLECT_ANYWAY_EVERY,
+            (false, false) => return Ok(()),
+        };
         let now = LocalTime::now();
-        if self.collected.get().is_none_or(|last| now.ms_since(last) >= COLLECT_EVERY) {
+        if self.collected.get().is_none_or(|last| now.ms_since(last) >= every) {
             self.collected.set(Some(now));
             scrub_stack();
             ruby.gc_start();
+            if self.count() < CEILING {
+                self.holders.forget_dead(ruby)?;
+            }
         }
         Ok(())
     }
@@ -305,6 +321,7 @@ impl Pool {
         // A new count: the inherited connections go on counting in the old one.
         *self.open.borrow_mut() = Arc::default();
         self.waiters.clear();
+        self.holders.clear();
         // One at a time: whatever is not in the list or on this stack is the garbage collector's.
         while let Some(connection) = self.take_inherited(ruby) {
             Connection::close(ruby, connection)?;

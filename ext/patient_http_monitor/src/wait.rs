@@ -1,6 +1,7 @@
 //! Waiting is Ruby's: `rb_io_wait` releases the GVL in a plain thread, yields only the fiber under a Fiber scheduler, and can be
 //! interrupted in either.
 
+use inflight_registry::LocalTime;
 use magnus::rb_sys::{AsRawValue, protect};
 use magnus::value::ReprValue;
 use magnus::{Error, Ruby, Value};
@@ -18,6 +19,26 @@ pub(crate) enum Event {
 /// # Errors
 /// Whatever interrupts the wait: `Thread#kill`, `Timeout`, a signal's exception, the IO closed by another thread.
 pub(crate) fn io_wait(ruby: &Ruby, io: Value, event: Event, timeout: Option<f64>) -> Result<bool, Error> {
+    let started = LocalTime::now();
+    let mut left = timeout;
+    loop {
+        if wait_once(ruby, io, event, left)? {
+            return Ok(true);
+        }
+        // The word of a Fiber scheduler is not enough: a wakeup that an earlier wait of the fiber no longer needed may end this
+        // one, too early, and that looks the same (async before 2.45).
+        if let Some(seconds) = timeout {
+            #[expect(clippy::cast_precision_loss, reason = "a few seconds, in ms")]
+            let waited = LocalTime::now().ms_since(started) as f64 / 1_000.0;
+            if waited >= seconds {
+                return Ok(false);
+            }
+            left = Some(seconds - waited);
+        }
+    }
+}
+
+fn wait_once(ruby: &Ruby, io: Value, event: Event, timeout: Option<f64>) -> Result<bool, Error> {
     let events = ruby.integer_from_i64(event as i64);
     let timeout = timeout.map_or_else(|| ruby.qnil().as_value(), |seconds| ruby.float_from_f64(seconds).as_value());
     // SAFETY: the three are live Ruby objects on this stack, the GVL is held, and `protect` catches whatever is raised.
