@@ -213,25 +213,4 @@ RSpec.describe "objects that the garbage collector and Ruby's own copying meet" 
       expect { connection.allocate }.to raise_error(TypeError)
     end
   end
-
-  it "raise a clear error in a Ractor" do
-    outcome = ruby(<<~RUBY, env: {"REDIS_URL" => server.url}, warnings: false)
-      require "patient_http_monitor"
-      Warning[:experimental] = false
-      [
-        -> { Ractor.new { PatientHttp::Sidekiq::TaskMonitor.inflight_count } },
-        -> { Ractor.new { PatientHttp::Sidekiq::TaskMonitor.new(nil).full_task_id("a") } },
-        -> { Ractor.new(PatientHttp::Sidekiq::TaskMonitor.new(nil)) { |monitor| monitor.registered_task_ids } }
-      ].each do |start|
-        ractor = start.call
-        ractor.respond_to?(:value) ? ractor.value : ractor.take
-        puts "answered"
-      rescue => error
-        puts [error, error.cause].compact.map { |one| one.class.name + ": " + one.message }.last
-      end
-    RUBY
-    expect(outcome.status).to be_success, outcome.to_s
-    expect(outcome.output.lines(chomp: true))
-      .to match([/Ractor::UnsafeError/, /Ractor::UnsafeError/, /Ractor|copied/]), outcome.to_s
-  end
 end

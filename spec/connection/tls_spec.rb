@@ -37,7 +37,7 @@ RSpec.describe "a Redis behind TLS" do
   let(:url) { "rediss://localhost:#{@tls_port}/1" }
   let(:trusting) { {url: url, ssl_params: {ca_file: @authority.ca_file}} }
 
-  it "is used by the CA file of Sidekiq's settings, in the same db" do
+  it "is used by the CA file of Sidekiq's settings, in the same db", gc_stress: 1 do
     via(**trusting) do
       monitor.register(task)
       expect(Sidekiq.redis { |redis| redis.call("ZCARD", "sidekiq:patient_http:inflight_index") }).to eq(1)

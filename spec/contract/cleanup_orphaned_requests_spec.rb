@@ -46,7 +46,7 @@ RSpec.describe "TaskMonitor#cleanup_orphaned_requests" do
     )
   end
 
-  it "logs a line at error for a job that cannot be pushed, and goes on with the others" do
+  it "logs a line at error for a job that cannot be pushed, and goes on with the others", :gc_stress do
     good, bad, = leave_orphans(task, task(args: ["bad"]), task)
     re_enqueued = on_push(->(job) { raise IOError, "disk full" if job["args"] == ["bad"] }) do
       collector.cleanup_orphaned_requests(300, logger)
@@ -113,7 +113,7 @@ RSpec.describe "TaskMonitor#cleanup_orphaned_requests" do
     end
   end
 
-  it "raises ArgumentError for a threshold that is text and no number, and takes nothing" do
+  it "raises ArgumentError for a threshold that is text and no number, and takes nothing", :gc_stress do
     ids = leave_orphans(task)
     expect { collector.cleanup_orphaned_requests("abc", logger) }.to raise_error(ArgumentError, /abc/)
     expect([entries, queued]).to eq([ids, []])

@@ -20,7 +20,7 @@ RSpec.describe "TaskMonitor.clear_all!" do
     expect([empty, clear]).to eq([nil, nil])
   end
 
-  it "deletes the registry, the capacity keys of the members included" do
+  it "deletes the registry, the capacity keys of the members included", :gc_stress do
     fill_the_registry
     2.times { monitor.ping_process }
     expect { clear }.to change { keys.size }.from(8).to(0)

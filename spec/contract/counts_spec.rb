@@ -6,7 +6,7 @@ require_relative "../support/registry"
 RSpec.describe "TaskMonitor.inflight_count" do
   subject(:count) { PatientHttp::Sidekiq::TaskMonitor.inflight_count }
 
-  it "is 0 when nothing is registered" do
+  it "is 0 when nothing is registered", :gc_stress do
     expect(count).to be_an(Integer).and eq(0)
   end
 
@@ -42,7 +42,7 @@ RSpec.describe "TaskMonitor.inflight_counts_by_process" do
     expect(counts).to eq({})
   end
 
-  it "has tasks in flight and capacity by host and pid" do
+  it "has tasks in flight and capacity by host and pid", :gc_stress do
     one = monitor(max_connections: 25)
     one.ping_process
     3.times { one.register(task) }
@@ -109,7 +109,7 @@ RSpec.describe "TaskMonitor.total_max_connections" do
     expect(total).to be_an(Integer).and eq(0)
   end
 
-  it "sums the capacities of all processes" do
+  it "sums the capacities of all processes", :gc_stress do
     [10, 25, 256].each { |capacity| monitor(max_connections: capacity).ping_process }
     expect(total).to eq(291)
   end
@@ -130,7 +130,7 @@ RSpec.describe "TaskMonitor.registered_process_ids" do
     expect(ids).to eq([])
   end
 
-  it "has the members of the process set" do
+  it "has the members of the process set", :gc_stress do
     monitors = Array.new(3) { monitor.tap(&:ping_process) }
     expect(ids).to match_array(monitors.map { |one| process_id(one) })
   end

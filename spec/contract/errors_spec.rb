@@ -40,7 +40,7 @@ RSpec.describe "Errors of Redis" do
     end
   end
 
-  it "do not keep a monitor from working once they are gone" do
+  it "do not keep a monitor from working once they are gone", gc_stress: 1 do
     spoil(Registry::INDEX)
     expect { one.register(request) }.to raise_error(RedisClient::CommandError)
     REDIS.call("DEL", Registry::INDEX)

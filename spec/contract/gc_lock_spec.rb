@@ -50,7 +50,7 @@ RSpec.describe "TaskMonitor#acquire_gc_lock" do
     expect(keys).to be_empty
   end
 
-  it "takes over from a member of the process set that has no capacity key" do
+  it "takes over from a member of the process set that has no capacity key", :gc_stress do
     one.ping_process
     one.acquire_gc_lock
     REDIS.call("EXPIRE", Registry::GC_LOCK, 50)
@@ -84,7 +84,7 @@ RSpec.describe "TaskMonitor#release_gc_lock" do
   let(:one) { monitor }
   let(:another) { monitor }
 
-  it "gives back its own lock" do
+  it "gives back its own lock", :gc_stress do
     one.acquire_gc_lock
     expect(one.release_gc_lock).to be(true)
     expect(keys).to be_empty

@@ -29,7 +29,7 @@ RSpec.describe "The identity of a monitor" do
 end
 
 RSpec.describe "TaskMonitor#config" do
-  it "is the very object that the monitor was made with" do
+  it "is the very object that the monitor was made with", :gc_stress do
     settings = config
     expect(PatientHttp::Sidekiq::TaskMonitor.new(settings).config).to equal(settings)
   end
@@ -60,7 +60,7 @@ RSpec.describe "TaskMonitor#config" do
 end
 
 RSpec.describe "TaskMonitor#full_task_id" do
-  it "is the process id, a slash and the task's id" do
+  it "is the process id, a slash and the task's id", :gc_stress do
     one = monitor
     expect(one.full_task_id("task-1")).to eq("#{process_id(one)}/task-1")
   end

@@ -6,7 +6,7 @@ require_relative "../support/registry"
 RSpec.describe "TaskMonitor#registered?" do
   let(:one) { monitor }
 
-  it "is true for a task that is registered, and false before and after" do
+  it "is true for a task that is registered, and false before and after", :gc_stress do
     request = task
     before = one.registered?(request)
     one.register(request)
@@ -30,7 +30,7 @@ end
 RSpec.describe "TaskMonitor#heartbeat_timestamp_for" do
   let(:one) { monitor }
 
-  it "is the score of the index entry, as Integer" do
+  it "is the score of the index entry, as Integer", :gc_stress do
     one.register(request = task)
     REDIS.call("ZADD", Registry::INDEX, 1_700_000_000_123, one.full_task_id(request.id))
     expect(one.heartbeat_timestamp_for(request)).to be_an(Integer).and eq(1_700_000_000_123)
@@ -60,7 +60,7 @@ RSpec.describe "TaskMonitor#registered_task_ids" do
     expect(one.registered_task_ids).to eq([])
   end
 
-  it "has the registry ids of this process, and of no other" do
+  it "has the registry ids of this process, and of no other", :gc_stress do
     another = monitor
     3.times { |number| one.register(task("mine-#{number}")) }
     3.times { |number| another.register(task("mine-#{number}")) }

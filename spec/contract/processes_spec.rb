@@ -10,7 +10,7 @@ RSpec.describe "TaskMonitor#ping_process" do
     expect(one.ping_process).to be_nil
   end
 
-  it "makes the process a member of the set, and records its capacity" do
+  it "makes the process a member of the set, and records its capacity", :gc_stress do
     one.ping_process
     expect(REDIS.call("SMEMBERS", Registry::PROCESSES)).to contain_exactly(process_id(one))
     expect(REDIS.call("GET", capacity_key(one))).to eq("25")
@@ -75,7 +75,7 @@ RSpec.describe "TaskMonitor#remove_process" do
     expect([not_pinged, one.remove_process]).to eq([nil, nil])
   end
 
-  it "removes membership and capacity" do
+  it "removes membership and capacity", :gc_stress do
     one.ping_process
     one.remove_process
     expect(keys).to be_empty

@@ -22,7 +22,7 @@ RSpec.describe "TaskMonitor#register" do
     expect(score(one.full_task_id("task-1")) % 1).to eq(0)
   end
 
-  it "stores the job as JSON.generate writes it" do
+  it "stores the job as JSON.generate writes it", :gc_stress do
     request = task("task-1", retry: 5, created_at: 1_700_000_000.123)
     one.register(request)
     expect(payload(one.full_task_id("task-1"))).to eq(JSON.generate(request.task_handler.sidekiq_job))
@@ -165,7 +165,7 @@ RSpec.describe "TaskMonitor#register" do
       end
     end
 
-    it "raises what a to_json of the job's own raises, and writes nothing" do
+    it "raises what a to_json of the job's own raises, and writes nothing", gc_stress: 1 do
       stubborn = Class.new { def to_json(*) = raise(IOError, "not me") }.new
       expect { one.register(task("task-1", args: [stubborn])) }.to raise_error(IOError, "not me")
       expect(keys).to be_empty

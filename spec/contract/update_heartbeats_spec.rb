@@ -16,7 +16,7 @@ RSpec.describe "TaskMonitor#update_heartbeats" do
     expect(one.update_heartbeats(["a"])).to be_nil
   end
 
-  it "gives the named tasks the server's time as score" do
+  it "gives the named tasks the server's time as score", :gc_stress do
     full_ids = register("a", "b")
     age(*full_ids)
     before = server_ms
@@ -107,7 +107,7 @@ RSpec.describe "TaskMonitor#update_heartbeats" do
     expect(full_ids.map { |id| score(id) }).to all(be > server_ms - 5_000)
   end
 
-  it "raises TypeError for a Hash, and refreshes nothing" do
+  it "raises TypeError for a Hash, and refreshes nothing", :gc_stress do
     full_id, = register("a")
     age(full_id)
     expect { one.update_heartbeats({"a" => 1}) }.to raise_error(TypeError)

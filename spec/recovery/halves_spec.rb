@@ -50,7 +50,7 @@ RSpec.describe "A job without an index entry" do
   let(:job) { task.task_handler.sidekiq_job }
   let!(:lost) { write_entry("dead:1:00ff/lost", payload: JSON.generate(job), score: nil) }
 
-  it "is put back into the index, with a heartbeat of now" do
+  it "is put back into the index, with a heartbeat of now", :gc_stress do
     expect(collector.cleanup_orphaned_requests(300, logger)).to eq(0)
     expect(score(lost)).to be_within(5_000).of(server_ms)
     expect(JSON.parse(payload(lost))).to eq(job)

@@ -31,7 +31,7 @@ RSpec.describe "A job that kills each process it runs in" do
     keys("sidekiq:patient_http:*#{job[:jid]}*")
   end
 
-  it "is recovered three times, and goes to Sidekiq's dead set the fourth time" do
+  it "is recovered three times, and goes to Sidekiq's dead set the fourth time", gc_stress: 1 do
     expect(recover(4)).to eq([1, 1, 1, 0])
     expect(queued.size).to eq(3)
     expect(dead_set.map(&:item)).to contain_exactly(a_hash_including(job.transform_keys(&:to_s)))

@@ -154,7 +154,7 @@ RSpec.describe "What can never be pushed" do
     end
   end
 
-  it "is refused for as long as the limit says" do
+  it "is refused for as long as the limit says", :gc_stress do
     settings.recovery_limit = 1
     write_entry(id, payload: "{secret")
     sweep(1)

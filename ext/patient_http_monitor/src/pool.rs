@@ -124,6 +124,8 @@ impl Pool {
             let error = match operation(&mut session, attempt) {
                 Ok(value) => {
                     pool.give_back(ruby, session.end())?;
+                    // Sidekiq may have another pool by now: then this stack alone keeps ours.
+                    std::hint::black_box(pool);
                     return Ok(value);
                 }
                 Err(error) => error,
