@@ -25,14 +25,16 @@ module PatientHttpMonitor
     ].select { |names| names.first(2).all? { |name| Socket.const_defined?(name) } }
       .map { |level, option, value| [Socket.const_get(level), Socket.const_get(option), value].freeze }.freeze
     # What opening a socket and shaking hands may raise. IOError is not among it: it would be someone's interrupt.
-    CONNECT_ERRORS = [SystemCallError, SocketError, OpenSSL::OpenSSLError].freeze
+    CONNECT_ERRORS = [SystemCallError, SocketError, OpenSSL::OpenSSLError, (IO::TimeoutError if defined?(IO::TimeoutError))].compact.freeze
+    # Of passwords that change so many are known again where a server shows one: those of connections that are still open.
+    PASSWORDS = 10
     # This gem introduces itself with these; a Redis before 7.2 does not know them, which is no error.
     INTRODUCTION = [
       ["CLIENT", "SETINFO", "LIB-NAME", "patient_http_monitor"].freeze,
       ["CLIENT", "SETINFO", "LIB-VER", VERSION].freeze
     ].freeze
     private_constant :IDLE_TIMEOUT, :POOL_TIMEOUT, :KEEP_ALIVE_INTERVAL, :KEEP_ALIVE_PROBES, :KEEP_ALIVE, :CONNECT_ERRORS,
-      :INTRODUCTION
+      :PASSWORDS, :INTRODUCTION
 
     # Reads the settings, for which it takes a client out of the pool; nothing is connected.
     #
@@ -48,6 +50,7 @@ module PatientHttpMonitor
           "and neither can Sidekiq: give Sidekiq a single Redis, or one behind Sentinel"
       end
       @pool_timeout = sidekiq_pool.instance_variable_get(:@timeout) || POOL_TIMEOUT
+      @passwords = []
     end
 
     # @return [Float] for how long a caller waits for a connection, in s
@@ -72,26 +75,25 @@ module PatientHttpMonitor
       refuse_trap_handlers if sentinel?
       io = @config.path ? UNIXSocket.new(@config.path) : open_tcp
       tune(io) unless @config.path
-      [io, @config.ssl ? secure(io) : nil]
+      opened = [io, @config.ssl ? secure(io) : nil]
     rescue *CONNECT_ERRORS, ::RedisClient::ConnectionError => error
-      io&.close
       # FailoverError and CannotConnectError stay what they are, as in redis-client.
       raise if error.is_a?(::RedisClient::FailoverError) || error.is_a?(::RedisClient::CannotConnectError)
 
       raise RedisErrors.connection("CannotConnectError", error.message, @config)
-    rescue ::RedisClient::CommandError => error
-      # A sentinel's, made by redis-client: its command holds the password.
-      raise RedisErrors.name_alone(error)
-    rescue Exception # rubocop:disable Lint/RescueException -- an interrupt must not leave the socket behind
-      io&.close
-      raise
+    rescue ::RedisClient::CommandError, ::RedisClient::UnsupportedServer => error
+      # A sentinel's, made by redis-client: its command holds the password, and its cause may.
+      raise RedisErrors.without_secrets(error) { |message| without_password(message) }, cause: nil
+    ensure
+      # An interrupt must not leave the socket behind, and a kill is rescued nowhere.
+      io&.close unless opened
     end
 
     # @return [Array(Array<Array<String>>, Integer)] the commands that open a session, with the password of this moment, and how
     #   many of them at the end may fail
     def prelude
       commands = @config.connection_prelude.map { |command| command.map { |argument| resolve(argument) } }
-      @password = commands.filter_map { |command| command.last if command.include?("AUTH") }.last
+      remember(commands.filter_map { |command| command.last if command.include?("AUTH") })
       informing, required = commands.partition { |command| command.first(2) == %w[CLIENT SETINFO] }
       required << ["CLIENT", "SETNAME", @config.id.to_s] if @config.id
       optional = informing + INTRODUCTION
@@ -179,9 +181,14 @@ module PatientHttpMonitor
 
     private
 
+    def remember(passwords)
+      @passwords = (passwords | @passwords).first(PASSWORDS)
+    end
+
     # Redis quotes a password in no other place, but not every server is Redis, and a proxy may say what it was sent.
     def without_password(message)
-      return message if @password.nil? || @password.empty? || !message.b.include?(@password.b)
+      passwords = @passwords + (sentinel? ? @config.sentinels.map(&:password).grep(String) : [])
+      return message if passwords.none? { |password| !password.empty? && message.b.include?(password.b) }
 
       "#{message[/\A[A-Z]+\b/] || "ERR"} (not shown: the server's words hold the password)"
     end

@@ -47,11 +47,16 @@ module PatientHttpMonitor
         message.sub(/,? with args beginning with:.*/m, "")
       end
 
-      # @param error [RedisClient::CommandError] of redis-client's own making
-      # @return [RedisClient::CommandError] the same, which knows of its command the name alone
-      def name_alone(error)
-        error._set_command(error.command.first(1)) if error.respond_to?(:_set_command) && error.command
-        error
+      # @param error [RedisClient::Error] of redis-client's own making
+      # @yieldparam message [String]
+      # @yieldreturn [String] the same without passwords
+      # @return [RedisClient::Error] one like it, without its cause, which knows of its command the name alone
+      def without_secrets(error)
+        config = error.config if error.respond_to?(:config)
+        message = config ? error.message.delete_suffix(" (#{config.server_url})") : error.message
+        copy = error.class.new(yield(without_arguments(message)))
+        copy._set_command(error.command.first(1)) if error.respond_to?(:command) && error.command
+        config ? with_config(copy, config) : copy
       end
 
       private

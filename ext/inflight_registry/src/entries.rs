@@ -46,8 +46,12 @@ pub fn unregister(conn: &mut impl ConnectionLike, id: &RegistryId) -> Result<()>
     pipe.cmd("HDEL").arg(JOBS).arg(id.as_bytes());
     match transaction(conn, &mut pipe) {
         // When its memory is full, Redis 7.0 queues nothing, not even what makes room. A script that only removes may run.
-        Err(error) if error.code() == Some("OOM") => {
-            eval::<()>(conn, &scripts::UNREGISTER, &[INDEX.as_bytes(), JOBS.as_bytes()], &[id.as_bytes()])
+        Err(full) if full.code() == Some("OOM") => {
+            match eval::<()>(conn, &scripts::UNREGISTER, &[INDEX.as_bytes(), JOBS.as_bytes()], &[id.as_bytes()]) {
+                // Scripts are forbidden, for instance: the caller is told what began it.
+                Err(Error::Server { .. }) => Err(full),
+                outcome => outcome,
+            }
         }
         outcome => outcome.map(drop),
     }

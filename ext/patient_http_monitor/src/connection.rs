@@ -114,20 +114,23 @@ impl Connection {
         }
     }
 
-    /// Closes it where an interrupt is on its way to the caller: in a thread of its own. Closing may be interrupted too, and of the
-    /// two only one could go on; were that not the kill, its thread would live on and could never be killed again.
+    /// Closes it where an interrupt is on its way to the caller: in a thread of its own, since closing may be interrupted, too, and
+    /// leaves the descriptor open then. Where there can be no thread (the process ends, or has as many as it may), in this one.
     pub(crate) fn close_elsewhere(ruby: &Ruby, connection: Obj<Self>) {
         connection.ssl.set(None);
         connection.slot.set(None);
         let Some(io) = connection.io.take() else { return };
-        // None of these looks for interrupts. Where there can be no thread, the garbage collector closes it.
-        let _ = io
-            .get_inner_with(ruby)
+        let io = io.get_inner_with(ruby);
+        // None of these looks for interrupts.
+        let closing = io
             .funcall::<_, _, Value>("method", (ruby.to_symbol("close"),))
             .and_then(|close| close.funcall::<_, _, Proc>("to_proc", ()))
             .and_then(|close| {
                 ruby.class_object().const_get::<_, RClass>("Thread")?.funcall_with_block::<_, _, Value>("new", (), close)
             });
+        if closing.is_err() {
+            let _ = io.funcall::<_, _, Value>("close", ());
+        }
     }
 }
 

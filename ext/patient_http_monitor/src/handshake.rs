@@ -48,10 +48,7 @@ impl Pool {
         let mut session = self.begin(ruby, connection)?;
         match self.introduce(ruby, &mut session) {
             Ok(()) => Ok(session.end()),
-            Err(Refusal::Said(error)) => match session.abandon() {
-                Some(Failure::Interrupt(interrupt)) => Err(interrupt),
-                _ => Err(error),
-            },
+            Err(Refusal::Said(error)) => Err(session.abandon_because(error)),
             Err(Refusal::Broke(error)) => Err(match session.abandon() {
                 Some(Failure::Interrupt(interrupt)) => interrupt,
                 Some(Failure::Fault(fault, detail)) => self.connector.handshake_fault(ruby, fault, &detail),

@@ -44,6 +44,8 @@ pub(crate) struct Pool {
     waiters: Waiters,
     holders: Holders,
     collected: Cell<Option<LocalTime>>,
+    /// Whether the last run of the collector freed no connection.
+    in_vain: Cell<bool>,
     clock: Cell<ServerClock>,
     generation: Cell<u32>,
 }
@@ -77,6 +79,7 @@ impl Pool {
                 waiters: Waiters::default(),
                 holders: Holders::default(),
                 collected: Cell::new(None),
+                in_vain: Cell::new(false),
                 clock: Cell::new(ServerClock::default()),
                 generation: Cell::new(fork::generation()),
             }))
@@ -106,6 +109,7 @@ impl Pool {
         pool: Obj<Self>,
         mut operation: impl FnMut(&mut Session<'_>, Attempt) -> core::Result<T>,
     ) -> Result<T, Error> {
+        pool.forget_inherited(ruby)?;
         let _call = pool.holders.begin(ruby)?;
         let generation = fork::generation();
         let (mut attempt, mut tries, mut moved) = (Attempt::First, 0, false);
@@ -154,11 +158,10 @@ impl Pool {
                 }
                 return Err(exception);
             }
-            let failure = session.abandon();
-            pool.wake_one(ruby)?;
-            match failure {
-                Some(Failure::Interrupt(interrupt)) => return Err(interrupt),
+            match session.abandon() {
+                Some(Failure::Interrupt(interrupt)) => return Err(guard::clearing_away(interrupt, || pool.wake_one(ruby))),
                 Some(Failure::Fault(fault, detail)) => {
+                    pool.wake_one(ruby)?;
                     let exception = pool.connector.fault(ruby, fault, &detail);
                     let silent = matches!(fault, Fault::ReadTimeout | Fault::WriteTimeout);
                     if fault == Fault::Closed || (silent && pool.connector.is_sentinel(ruby)?) {
@@ -174,7 +177,10 @@ impl Pool {
                     }
                     return Err(exception);
                 }
-                None => return Err(pool.connector.core_error(ruby, &error)),
+                None => {
+                    pool.wake_one(ruby)?;
+                    return Err(pool.connector.core_error(ruby, &error));
+                }
             }
         }
     }
@@ -200,7 +206,6 @@ impl Pool {
         // Here, where nothing is sent yet: closing may be interrupted, and a write that is done must not be.
         self.close_surplus(ruby)?;
         let started = LocalTime::now();
-        let mut again = false;
         loop {
             if let Some(connection) = self.take_idle(ruby) {
                 if connection.idle_ms() <= self.idle_timeout || self.is_alive(ruby, connection)? {
@@ -213,16 +218,13 @@ impl Pool {
             if self.count() < CEILING {
                 return match self.connect(ruby) {
                     Ok(connection) => Ok(connection),
-                    Err(error) => {
-                        // The place is free again for someone who waits.
-                        self.wake_one(ruby)?;
-                        Err(error)
-                    }
+                    // The place is free again for someone who waits.
+                    Err(error) => Err(guard::clearing_away(error, || self.wake_one(ruby))),
                 };
             }
-            match self.waiters.wait(ruby, self.time_to_wait(ruby, started)?, again)? {
+            match self.waiters.wait(ruby, self.time_to_wait(ruby, started)?, started)? {
                 Woken::With(connection) => return Ok(connection),
-                Woken::ByAPlace => again = true,
+                Woken::ByAPlace => {}
                 Woken::ByTime => self.collect_garbage(ruby, LocalTime::now().ms_since(started) >= self.checkout_timeout)?,
             }
         }
@@ -249,8 +251,9 @@ impl Pool {
     }
 
     /// Connections of fibers whose thread was killed are freed by the garbage collector alone, which may have no other reason to
-    /// run. All else waits for it, a reactor's other fibers too: a server that is slow to answer is no reason. Fibers that were
-    /// given up in a thread that goes on leave no trace, so a caller whose time is over tries it now and then.
+    /// run. All else waits for it, a reactor's other fibers too: a server that is slow to answer is no reason. A dead thread is one,
+    /// twice: its fibers may have held nothing. Those that were given up in a thread that goes on leave no trace, so a caller whose
+    /// time is over tries it now and then.
     fn collect_garbage(&self, ruby: &Ruby, is_over: bool) -> Result<(), Error> {
         self.waiters.forget_lost(ruby)?;
         let every = match (self.holders.any_dead(ruby)?, is_over) {
@@ -263,9 +266,11 @@ impl Pool {
             self.collected.set(Some(now));
             scrub_stack();
             ruby.gc_start();
-            if self.count() < CEILING {
+            let in_vain = self.count() >= CEILING;
+            if !in_vain || self.in_vain.get() {
                 self.holders.forget_dead(ruby)?;
             }
+            self.in_vain.set(in_vain);
         }
         Ok(())
     }

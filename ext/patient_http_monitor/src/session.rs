@@ -5,7 +5,7 @@ use crate::connection::Connection;
 use crate::connector::{Fault, symbol_name};
 use crate::unreadable::Beginning;
 use crate::wait::{self, Event};
-use crate::{convert, fork};
+use crate::{convert, fork, guard};
 use magnus::typed_data::Obj;
 use magnus::value::ReprValue;
 use magnus::{Error, KwArgs, RHash, RString, Ruby, Value};
@@ -100,13 +100,24 @@ impl<'ruby> Session<'ruby> {
     /// Ends a session that failed: the connection is closed. Returns why.
     pub(crate) fn abandon(self) -> Option<Failure> {
         if let Some(Failure::Interrupt(interrupt)) = self.stream.failure {
-            Connection::close_elsewhere(self.ruby, self.connection);
-            return Some(Failure::Interrupt(interrupt));
+            return Some(Failure::Interrupt(Self::abandon_for(self.ruby, self.connection, interrupt)));
         }
         match Connection::close(self.ruby, self.connection) {
             Err(interrupt) => Some(Failure::Interrupt(interrupt)),
             Ok(()) => self.stream.failure,
         }
+    }
+
+    /// Ends one that could go on, because of an error that came from elsewhere. Returns what goes on to the caller.
+    pub(crate) fn abandon_because(self, error: Error) -> Error {
+        Self::abandon_for(self.ruby, self.connection, error)
+    }
+
+    fn abandon_for(ruby: &Ruby, connection: Obj<Connection>, held: Error) -> Error {
+        guard::clearing_away(held, || {
+            Connection::close_elsewhere(ruby, connection);
+            Ok(())
+        })
     }
 
     /// Sends commands in one write and reads as many replies as come, with what ended them if it was too early.
@@ -215,6 +226,8 @@ impl Stream<'_> {
     }
 
     fn write_all(&mut self, mut rest: &[u8]) -> RedisResult<()> {
+        // Ruby may have run since the last look: a password callable, another thread.
+        self.look_again().map_err(RedisError::from)?;
         self.beginning.clear();
         while !rest.is_empty() {
             let written = self.write_some(rest).map_err(RedisError::from)?;

@@ -6,6 +6,7 @@
 //! with its fiber, which keeps the stack, and one that will never run again is forgotten instead of woken.
 
 use crate::connection::Connection;
+use crate::guard;
 use inflight_registry::LocalTime;
 use inflight_registry::units::seconds_to_ms;
 use magnus::rb_sys::{AsRawValue, FromRawValue};
@@ -20,6 +21,8 @@ struct Waiter {
     thread: Opaque<Value>,
     fiber: Opaque<Value>,
     mailbox: Opaque<Value>,
+    /// Since when its caller waits, by which it is served.
+    since: LocalTime,
     /// When it takes itself off at the latest, if it ever runs again.
     until: LocalTime,
 }
@@ -52,11 +55,11 @@ impl Waiters {
         }
     }
 
-    /// Waits for at most `timeout` s; `again` for one that was woken by a place which someone else took: it stands first.
+    /// Waits for at most `timeout` s, in the place of one that has waited `since` then.
     ///
     /// # Errors
     /// Whatever interrupts the wait.
-    pub(crate) fn wait(&self, ruby: &Ruby, timeout: f64, again: bool) -> Result<Woken, Error> {
+    pub(crate) fn wait(&self, ruby: &Ruby, timeout: f64, since: LocalTime) -> Result<Woken, Error> {
         let mailbox: Value =
             ruby.class_object().const_get::<_, RClass>("Thread")?.const_get::<_, RClass>("Queue")?.new_instance(())?;
         let options = ruby.hash_new();
@@ -66,12 +69,13 @@ impl Waiters {
             thread: ruby.thread_current().as_value().into(),
             fiber: current_fiber().into(),
             mailbox: mailbox.into(),
+            since,
             until,
         };
-        if again {
-            self.0.borrow_mut().push_front(waiter);
-        } else {
-            self.0.borrow_mut().push_back(waiter);
+        {
+            let mut waiters = self.0.borrow_mut();
+            let place = waiters.iter().rposition(|other| other.since <= since).map_or(0, |place| place + 1);
+            waiters.insert(place, waiter);
         }
         let popped: Result<Value, Error> = mailbox.funcall("pop", (KwArgs(options),));
         self.forget(ruby, mailbox);
@@ -80,20 +84,22 @@ impl Waiters {
             // Between the end of the wait and this line something may have come.
             Ok(_) if !mailbox.funcall::<_, _, bool>("empty?", ())? => read(mailbox.funcall("pop", ())?),
             Ok(_) => Ok(Woken::ByTime),
-            Err(interrupt) => {
-                // What had been put there meanwhile is the next one's.
-                while !mailbox.funcall::<_, _, bool>("empty?", ())? {
-                    if let Woken::With(connection) = read(mailbox.funcall("pop", ())?)? {
-                        if !self.hand_on(ruby, Some(connection))? {
-                            Connection::close_elsewhere(ruby, connection);
-                        }
-                    } else {
-                        self.hand_on(ruby, None)?;
-                    }
+            Err(interrupt) => Err(guard::clearing_away(interrupt, || self.pass_on(ruby, mailbox))),
+        }
+    }
+
+    /// What had been put there for one that was interrupted is the next one's.
+    fn pass_on(&self, ruby: &Ruby, mailbox: Value) -> Result<(), Error> {
+        while !mailbox.funcall::<_, _, bool>("empty?", ())? {
+            if let Woken::With(connection) = read(mailbox.funcall("pop", ())?)? {
+                if !self.hand_on(ruby, Some(connection))? {
+                    Connection::close_elsewhere(ruby, connection);
                 }
-                Err(interrupt)
+            } else {
+                self.hand_on(ruby, None)?;
             }
         }
+        Ok(())
     }
 
     /// Hands a connection, or the news of a free place, to whoever has waited longest. False when nobody waits.
