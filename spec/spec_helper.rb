@@ -19,6 +19,8 @@ require_relative "support/tasks"
 
 RSpec.configure do |config|
   config.disable_monkey_patching!
+  # A filter that nothing fits is a mistake, and no success.
+  config.fail_if_no_examples = true
   config.order = :random
   Kernel.srand config.seed
   config.warnings = true
