@@ -12,6 +12,8 @@ require "patient_http_monitor/stored_job"
 require "patient_http_monitor/dead_jobs"
 require "patient_http_monitor/line_limit"
 require "patient_http_monitor/recovery"
+require "patient_http_monitor/inflight_details"
+require "patient_http_monitor/process_load"
 require "patient_http_monitor/install"
 
 # Requiring this file puts the native {PatientHttp::Sidekiq::TaskMonitor} into place; nothing else is needed.
@@ -36,10 +38,12 @@ module PatientHttpMonitor
       TEST_VARIABLES.any? { |name| ENV[name] == "test" }
     end
 
-    private
-
-    def recover(monitor, orphan_threshold_seconds, logger)
-      Recovery.new(monitor, orphan_threshold_seconds, logger).run
+    # Whether the native class stands under the name `PatientHttp::Sidekiq::TaskMonitor`. It does not where the environment
+    # variable PATIENT_HTTP_MONITOR was "off" when this gem was required, which leaves the Ruby class alone.
+    #
+    # @return [Boolean]
+    def installed?
+      Install.installed?(task_monitor_class)
     end
   end
 
@@ -47,7 +51,7 @@ module PatientHttpMonitor
   private_constant :TEST_VARIABLES
   private_class_method :task_monitor_class
 
-  Install.call(task_monitor_class)
+  Install.call(task_monitor_class) unless Install.off?
 end
 
-require "patient_http_monitor/task_monitor"
+require "patient_http_monitor/task_monitor" if PatientHttpMonitor.installed?

@@ -20,7 +20,7 @@ namespace :soak do
 
   desc "The contract and the recoveries with a garbage collection at every allocation of a native method (hours)"
   task gc_stress: :compile do
-    soak.call("-r", "support/gc_stress", "spec/contract", "spec/recovery", "spec/gc_stress_spec.rb")
+    soak.call("-r", "support/gc_stress", "spec/contract", "spec/later", "spec/recovery", "spec/gc_stress_spec.rb")
   end
 
   desc "A short run of all that there is under valgrind, without errors of ours (minutes; valgrind must be there)"

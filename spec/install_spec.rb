@@ -24,7 +24,7 @@ RSpec.describe "putting the class into its place" do
       include Tasks
       native = PatientHttp::Sidekiq::TaskMonitor
       puts [native.name, native::INFLIGHT_INDEX_KEY, native.inflight_count, monitor.register(task("a")).inspect,
-        native.inflight_count, native.instance_method(:register).source_location.inspect].join(" ")
+        native.inflight_count, native.instance_method(:unregister).source_location.inspect].join(" ")
     RUBY
   end
   let(:native) { "PatientHttp::Sidekiq::TaskMonitor sidekiq:patient_http:inflight_index 0 nil 1 nil" }
@@ -103,6 +103,74 @@ RSpec.describe "putting the class into its place" do
       require "patient_http/sidekiq/task_monitor"
       require #{File.join(other.lib, "patient_http/sidekiq/task_monitor.rb").inspect}
     RUBY
+  end
+
+  it "tells whether it took effect, without loading anything" do
+    other = PatientHttpSidekiq.new(@folder)
+    outcome = ruby(<<~RUBY, env: env, load_path: [other.lib])
+      require "patient_http_monitor"
+      require "patient_http/sidekiq"
+      puts PatientHttpMonitor.installed?
+      PatientHttp::Sidekiq.send(:remove_const, :TaskMonitor)
+      puts PatientHttpMonitor.installed?
+      PatientHttp::Sidekiq.autoload(:TaskMonitor, "patient_http/sidekiq/not_there")
+      puts PatientHttpMonitor.installed?
+    RUBY
+    expect([outcome.output, outcome.errors]).to eq(["true\nfalse\nfalse", ""]), outcome.to_s
+  end
+
+  describe "where the environment says PATIENT_HTTP_MONITOR=off" do
+    let(:env) { {"REDIS_URL" => REDIS.url, "PATIENT_HTTP_MONITOR" => "off"} }
+
+    PatientHttpSidekiq::WAYS.each_key do |way|
+      [%w[patient_http_monitor patient_http/sidekiq], %w[patient_http/sidekiq patient_http_monitor]].each do |order|
+        it "leaves the Ruby class alone: by #{way}, #{order.join(" first, then ")}" do
+          other = PatientHttpSidekiq.new(@folder, way: way)
+          outcome = ruby(<<~RUBY, env: env, load_path: [other.lib])
+            #{order.map { |name| "require #{name.inspect}" }.join("\n")}
+            puts PatientHttp::Sidekiq::TaskMonitor.inflight_count, PatientHttp::Sidekiq::TaskMonitor.new(nil).register(nil),
+              PatientHttp::Sidekiq::TaskMonitor.instance_methods(false).sort.inspect, PatientHttpMonitor.installed?
+          RUBY
+          expect([outcome.output, outcome.errors]).to eq(["in plain Ruby\nin plain Ruby\n[:register]\nfalse", ""]), outcome.to_s
+        end
+      end
+    end
+
+    it "leaves the name free where there is no Ruby class" do
+      outcome = ruby(<<~RUBY, env: env)
+        require "patient_http_monitor"
+        puts defined?(PatientHttp::Sidekiq::TaskMonitor).inspect, PatientHttpMonitor.installed?
+      RUBY
+      expect([outcome.output, outcome.errors]).to eq(["nil\nfalse", ""]), outcome.to_s
+    end
+  end
+
+  describe "in an application that loads everything" do
+    it "works with eager loading of the constants of the Ruby gem" do
+      other = PatientHttpSidekiq.new(@folder)
+      [%w[patient_http_monitor patient_http/sidekiq], %w[patient_http/sidekiq patient_http_monitor]].each do |order|
+        REDIS.call("FLUSHALL")
+        expect_native(ruby(<<~RUBY + check, env: env, load_path: [other.lib]))
+          #{order.map { |name| "require #{name.inspect}" }.join("\n")}
+          PatientHttp::Sidekiq.constants.each { |name| PatientHttp::Sidekiq.const_get(name) }
+          Dir[File.join(#{other.lib.inspect}, "**/*.rb")].sort.each { |file| require file }
+        RUBY
+      end
+    end
+
+    # Bundler.require requires the gems in the order of the Gemfile, each by its name.
+    %w[patient_http_monitor patient_http-sidekiq].permutation.each do |order|
+      it "works with Bundler.require, #{order.join(" before ")}" do
+        PatientHttpSidekiq.new(@folder).as_path_gem
+        gemfile = File.join(@folder, "Gemfile")
+        paths = {"patient_http_monitor" => RubyProcess::ROOT, "patient_http-sidekiq" => File.join(@folder, "gems/patient_http-sidekiq-1.0.3")}
+        File.write(gemfile, order.map { |name| "gem #{name.inspect}, path: #{paths.fetch(name).inspect}\n" }.join)
+        expect_native(ruby(<<~RUBY + check, env: env.merge("BUNDLE_GEMFILE" => gemfile, "BUNDLE_FROZEN" => "false", "BUNDLE_APP_CONFIG" => @folder), warnings: false))
+          require "bundler"
+          Bundler.require
+        RUBY
+      end
+    end
   end
 
   describe "with patient_http-sidekiq installed as a gem, and no Bundler" do

@@ -11,7 +11,12 @@ module PatientHttpMonitor
     FEATURE = "patient_http/sidekiq/task_monitor"
     # Versions before it have a monitor thread that dies at the first Redis error.
     FIRST_RELIABLE = Gem::Version.new("1.0.2")
-    private_constant :GEM_NAME, :FEATURE, :FIRST_RELIABLE
+    # The first version whose callers ask for more than 1.0's: the load of processors, for instance.
+    FIRST_WITH_PROCESSORS = Gem::Version.new("1.4")
+    # The variable that leaves the Ruby class alone, and its value.
+    SWITCH = "PATIENT_HTTP_MONITOR"
+    OFF = "off"
+    private_constant :GEM_NAME, :FEATURE, :FIRST_RELIABLE, :FIRST_WITH_PROCESSORS, :SWITCH, :OFF
 
     class << self
       # @param native [Class] the native class, without a name until now
@@ -24,7 +29,39 @@ module PatientHttpMonitor
         warn_of_old_version
       end
 
+      # @return [Boolean] whether the Ruby class is to be left alone
+      def off?
+        ENV[SWITCH] == OFF
+      end
+
+      # @param native [Class]
+      # @return [Boolean] whether it has its name; asking loads nothing
+      def installed?(native)
+        return false unless defined?(::PatientHttp::Sidekiq)
+
+        namespace = ::PatientHttp::Sidekiq
+        namespace.const_defined?(:TaskMonitor, false) && !namespace.autoload?(:TaskMonitor, false) &&
+          namespace.const_get(:TaskMonitor, false).equal?(native)
+      end
+
+      # @return [Boolean] whether the loaded patient_http-sidekiq knows of processors
+      def processors?
+        version = loaded_version
+        version ? version >= FIRST_WITH_PROCESSORS : false
+      end
+
       private
+
+      def loaded_version
+        specification = Gem.loaded_specs[GEM_NAME]
+        return specification.version if specification
+
+        # Where it was loaded without RubyGems.
+        namespace = ::PatientHttp::Sidekiq
+        Gem::Version.new(namespace.const_get(:VERSION, false)) if namespace.const_defined?(:VERSION, false)
+      rescue ArgumentError
+        nil
+      end
 
       def namespace_of_class
         root = define_module(Object, :PatientHttp)
@@ -57,7 +94,7 @@ module PatientHttpMonitor
       end
 
       def warn_of_old_version
-        version = Gem.loaded_specs[GEM_NAME]&.version
+        version = loaded_version
         return unless version && version < FIRST_RELIABLE
 
         warn "patient_http_monitor: #{GEM_NAME} #{version} has a monitor thread that dies at the first Redis error, after which " \

@@ -9,9 +9,27 @@ module PatientHttpMonitor
     # Where Sidekiq's pool keeps ours: so the two live and die together, and a map of them all needs neither weak references nor a
     # lock.
     PLACE = :@patient_http_monitor_pool
-    private_constant :PLACE
+    # Stands for the pool behind `PatientHttp::Sidekiq.redis { |client| ... }`, of a version that does not name the pool itself.
+    Behind = Struct.new(:namespace) do
+      def with(&block)
+        namespace.redis(&block)
+      end
+    end
+    private_constant :PLACE, :Behind
 
     class << self
+      # The pool that patient_http-sidekiq names for its Redis.
+      #
+      # @param namespace [Module] that answers `redis_pool`, or `redis` alone
+      # @return [ConnectionPool, Behind, nil] nil where it is Sidekiq's own
+      def of_namespace(namespace)
+        return namespace.redis_pool if namespace.respond_to?(:redis_pool)
+
+        # Asked once: it takes a client out of each pool.
+        @behind = behind(namespace) unless defined?(@behind)
+        @behind
+      end
+
       # @param sidekiq_pool [ConnectionPool]
       # @return [Pool] always the same one for the same pool
       def for(sidekiq_pool)
@@ -19,6 +37,12 @@ module PatientHttpMonitor
       end
 
       private
+
+      # Where it lends Sidekiq's own clients, Sidekiq's pool of the moment is the right one.
+      def behind(namespace)
+        theirs = namespace.redis { |client| client.config }
+        Behind.new(namespace) unless theirs.equal?(::Sidekiq.redis { |client| client.config })
+      end
 
       def add(sidekiq_pool)
         # May wait for a client of that pool, and another thread may be first.

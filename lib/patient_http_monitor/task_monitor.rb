@@ -33,17 +33,71 @@ module PatientHttp
     #   # threshold in ms since the epoch. Returns `{0, nil}` or `{1, payload}`. For callers of their own: this class leases,
     #   # pushes and removes in that order, so that nothing is lost in between.
     #   REMOVE_IF_ORPHANED_SCRIPT = "..."
+    #   # Its SHA1, for EVALSHA.
+    #   REMOVE_IF_ORPHANED_SHA = "..."
+    #   # Lua: deletes the GC lock if a process holds it. KEYS: lock; ARGV: process id. Returns 1 or 0. For callers of their own.
+    #   RELEASE_LOCK_SCRIPT = "..."
+    #   # Its SHA1, for EVALSHA.
+    #   RELEASE_LOCK_SHA = "..."
+    #   # Hash in Redis: registry id to what people may see of the request, as JSON ("url", "method", "processor").
+    #   INFLIGHT_DETAILS_KEY = "sidekiq:patient_http:inflight_details"
+    #   # Sorted set in Redis: registry id, scored by when it was registered, in ms since the epoch.
+    #   INFLIGHT_DETAILS_INDEX_KEY = "sidekiq:patient_http:inflight_details_index"
+    #   # How many orphans a sweep leases at once, at most.
+    #   ORPHAN_BATCH_SIZE = 100
     class TaskMonitor
+      # How many characters of a URL the details of a request hold, at most.
+      MAX_DISPLAY_URL_LENGTH = 500
+
       class << self
         # @!method inflight_count
         #   @return [Integer] how many requests are registered, by all processes
         #   @raise [RedisClient::Error]
 
-        # @!method inflight_counts_by_process
-        #   The load of each live process. Members of the process set that are no longer alive leave it on the way.
-        #   @return [Hash{String => Hash{Symbol => Integer}}] `"host:pid"` to `{inflight:, max_capacity:}`; two processes of the
-        #     same host and pid are summed; empty when none is alive
-        #   @raise [RedisClient::Error]
+        # The load of each live process. Members of the process set that are no longer alive leave it on the way.
+        #
+        # @return [Hash{String => Hash{Symbol => Integer, Hash}}] `"host:pid"` to `{inflight:, max_capacity:}`; two processes of the
+        #   same host and pid are summed; empty when none is alive. With patient_http-sidekiq 1.4 or later each also has
+        #   `processors:`, as {inflight_counts_by_processor} tells them, empty where the process told none.
+        # @raise [RedisClient::Error]
+        def inflight_counts_by_process
+          internal(:Install).processors? ? loads_with_processors : loads(false)
+        end
+
+        # The load of each processor, by name, summed over the live processes.
+        #
+        # @param processes [Hash, nil] what {inflight_counts_by_process} answered, to ask Redis no second time; entries without
+        #   `processors:` have none
+        # @return [Hash{String => Hash{Symbol => Integer}}] name to `{inflight:, max_capacity:}`, sorted by name
+        # @raise [RedisClient::Error]
+        def inflight_counts_by_processor(processes = nil)
+          loads = (processes || loads_with_processors).each_value.flat_map { |load| (load[:processors] || {}).to_a }
+          names = loads.group_by { |name, _| name.to_s }.sort
+          names.to_h { |name, each| [name, sum_of(each.map(&:last))] }
+        end
+
+        # What there is to see of the requests in flight, of those processes whose config answers true to `inflight_details?`.
+        #
+        # @param limit [Integer] how many at most
+        # @return [Array<Hash{Symbol => Object}>] oldest first: `request_id:` (the task's id), `process_id:` (`"host:pid"`), `url:`,
+        #   `http_method:` and `processor:` (Strings or nil), `age:` (Float, in s, to one decimal). Records that cannot be read are
+        #   left out.
+        # @raise [ArgumentError] for a limit that is no whole number, or negative
+        # @raise [RedisClient::Error]
+        def inflight_details(limit: 50)
+          raise ArgumentError, "limit: must be a whole number of at least 0, got #{limit.inspect}" unless limit.is_a?(Integer) && limit >= 0
+
+          internal(:InflightDetails).oldest(limit) { |offset, count| details_page(offset, count) }
+        end
+
+        # What may be shown of a URL. Where `config.inflight_url_sanitizer` is set, that is called for the details instead.
+        #
+        # @param url [#to_s]
+        # @return [String] without user, password, query and fragment; for what is no URL by the book and may hold a password, words
+        #   that say so. Never raises.
+        def sanitize_url(url)
+          internal(:InflightDetails).sanitize(url)
+        end
 
         # @!method total_max_connections
         #   @return [Integer] the sum of the capacities of all live processes
@@ -64,14 +118,36 @@ module PatientHttp
           clear_registry
         end
 
-        private :clear_registry
+        private :clear_registry, :loads, :details_page
+
+        private
+
+        def loads_with_processors
+          loads(true).each_value { |load| load[:processors] = internal(:ProcessLoad).merge(load[:processors]) }
+        end
+
+        # What this gem keeps to itself.
+        def internal(name)
+          ::PatientHttpMonitor.const_get(name)
+        end
+
+        def sum_of(loads)
+          %i[inflight max_capacity].to_h { |key| [key, loads.sum { |load| load[key] }] }
+        end
       end
 
-      # @!method initialize(config)
-      #   A monitor with a process id of its own: host name (`:` and `/` turned to `-`), pid, 16 random hex digits. Forked
-      #   children have one of their own.
-      #   @param config [#max_connections, #heartbeat_interval, #orphan_threshold] the capacity, and two times in s of any type
-      #     with `to_f`; read at each call
+      # A monitor with a process id of its own: host name (`:` and `/` turned to `-`), pid, 16 random hex digits. Forked children
+      # have one of their own.
+      #
+      # @param config [#max_connections, #heartbeat_interval, #orphan_threshold] the capacity, and two times in s of any type with
+      #   `to_f`; read at each call. Where it answers true to `inflight_details?`, {#register} writes what {.inflight_details} tells.
+      # @param max_connections [#call, nil] answers the capacity at each ping, in place of `config.max_connections`
+      # @param processors [#call, nil] answers at each ping a Hash, name to `{inflight:, max_capacity:}`, which is published. Its
+      #   capacities, summed, are the process's, unless `max_connections:` is given. If it fails, the process pings without.
+      # @raise [ArgumentError] for what does not answer `call`
+      def initialize(config, max_connections: nil, processors: nil)
+        set_up(config, ::PatientHttpMonitor.const_get(:ProcessLoad).of(config, max_connections, processors))
+      end
 
       # @!method config
       #   @return [Object] what it was made with
@@ -80,15 +156,21 @@ module PatientHttp
       #   @param id [String] a task's id
       #   @return [String] the registry id: `"PROCESS_ID/ID"`
 
-      # @!method register(task)
-      #   Enters a request in one atomic step: index entry, job, TTL of both keys. In a process that has pinged it pings too when
-      #   the last ping is older than heartbeat_interval, so that a process that works never looks dead.
-      #   @param task [#id, #task_handler]
-      #   @return [nil]
-      #   @raise [NoMethodError] for a task without `id` or `task_handler`; nothing is written
-      #   @raise [JSON::GeneratorError] for a job that JSON cannot express; nothing is written
-      #   @raise [ArgumentError, TypeError] when `config` answers something that is no number of seconds; nothing is written
-      #   @raise [RedisClient::Error]
+      # Enters a request in one atomic step: index entry, job, TTL of both keys, and, where `config.inflight_details?`, what people may
+      # see of it. In a process that has pinged it pings too when the last ping is older than heartbeat_interval, so that a process
+      # that works never looks dead.
+      #
+      # @param task [#id, #task_handler] and, for the details, `request` with `url` and `http_method`; without them the request is
+      #   registered all the same, and `config.logger` gets a warning
+      # @param processor_name [String, Symbol, nil] the name of the one that carries the request out, for the details
+      # @return [nil]
+      # @raise [NoMethodError] for a task without `id` or `task_handler`; nothing is written
+      # @raise [JSON::GeneratorError] for a job that JSON cannot express; nothing is written
+      # @raise [ArgumentError, TypeError] when `config` answers something that is no number of seconds; nothing is written
+      # @raise [RedisClient::Error]
+      def register(task, processor_name: nil)
+        enter(task, processor_name)
+      end
 
       # @!method unregister(task)
       #   Takes a request out in one atomic step. One that is not registered is no error.
@@ -159,7 +241,7 @@ module PatientHttp
       # @raise [ArgumentError, TypeError] for a threshold that is NaN, infinite, or no number at all
       # @raise [RedisClient::Error] when Redis fails at the start; later it ends the sweep, with what it did so far
       def cleanup_orphaned_requests(orphan_threshold_seconds, logger)
-        ::PatientHttpMonitor.send(:recover, self, orphan_threshold_seconds, logger)
+        ::PatientHttpMonitor.const_get(:Recovery).new(self, orphan_threshold_seconds, logger).run
       end
 
       # A copy would be a second monitor with the same process id.

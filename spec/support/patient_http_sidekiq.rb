@@ -61,23 +61,32 @@ class PatientHttpSidekiq
     write("patient_http/sidekiq/task_monitor.rb", CLASS)
   end
 
+  # Makes it a gem that a Gemfile names by its path, required by its own name as Bundler does.
+  def as_path_gem
+    write("patient_http-sidekiq.rb", 'require "patient_http/sidekiq"')
+    File.write(File.join(File.dirname(@lib), "patient_http-sidekiq.gemspec"), specification.to_ruby)
+  end
+
   # Makes it an installed gem.
   #
   # @return [String] the GEM_PATH with it
   def install
-    specification = Gem::Specification.new do |spec|
-      spec.name = "patient_http-sidekiq"
-      spec.version = @version
-      spec.summary = "A stand-in"
-      spec.authors = ["The suite"]
-      spec.files = []
-    end
     FileUtils.mkdir_p(File.join(@root, "specifications"))
     File.write(File.join(@root, "specifications", "#{specification.full_name}.gemspec"), specification.to_ruby)
     [@root, *Gem.path].join(File::PATH_SEPARATOR)
   end
 
   private
+
+  def specification
+    Gem::Specification.new do |spec|
+      spec.name = "patient_http-sidekiq"
+      spec.version = @version
+      spec.summary = "A stand-in"
+      spec.authors = ["The suite"]
+      spec.files = []
+    end
+  end
 
   def write(name, text)
     path = File.join(@lib, name)

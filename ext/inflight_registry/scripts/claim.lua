@@ -1,6 +1,6 @@
 -- Leases orphans to the collector that calls: their score becomes a fresh heartbeat, which every version of the gem leaves
 -- alone, and which grows stale again if the collector dies.
--- KEYS: index, jobs, the collector's own capacity key, then those of the processes concerned.
+-- KEYS: index, jobs, the collector's own capacity key, details index, details, then the capacity keys of the processes concerned.
 -- ARGV: cut-off in ms, shift of the clock in ms, most payload bytes to return, 1 if the collector must be alive itself, then for
 -- each id: the id, and the position of its process's capacity key in KEYS.
 -- Returns how many ids were looked at (-1: none, the collector's own proof of life is gone), the lease, the leased ids and
@@ -26,6 +26,8 @@ for i = 5, #ARGV, 2 do
       leased[#leased + 1] = payload
     else
       redis.call('ZREM', index, id)
+      redis.pcall('ZREM', KEYS[4], id)
+      redis.pcall('HDEL', KEYS[5], id)
       ghosts[#ghosts + 1] = id
     end
   end

@@ -1,9 +1,9 @@
 //! The entries of the registry: a request goes in when it starts, shows that it is alive, and goes out when it has ended.
 
 use crate::exchange::{command, eval, pipeline, transaction, typed};
-use crate::keys::{INDEX, JOBS, PREFIX, PROCESS_SET};
+use crate::keys::{DETAILS, DETAILS_INDEX, INDEX, JOBS, PREFIX, PROCESS_SET};
 use crate::processes::{self, Ping, PingReport};
-use crate::{Error, Millis, ProcessId, RegistryId, Result, Ttl, keys, scripts};
+use crate::{Error, Millis, ProcessId, RegistryId, Result, Ttl, details, keys, scripts};
 use redis::{ConnectionLike, Pipeline};
 use std::collections::HashMap;
 
@@ -12,15 +12,33 @@ const CHUNK: usize = 500;
 /// How many entries a page of a scan asks for.
 pub(crate) const PAGE: usize = 1_000;
 
-/// Enters a request: index entry, job and the TTL of both keys in one atomic step, with a ping of its process in the same step
-/// where one is due.
+/// A request as it goes into the registry.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry<'a> {
+    /// Whose it is, and which.
+    pub id: &'a RegistryId,
+    /// The Sidekiq job, as JSON.
+    pub payload: &'a [u8],
+    /// What people may see of the request, as JSON.
+    pub details: Option<&'a [u8]>,
+}
+
+impl<'a> Entry<'a> {
+    /// One that shows nothing of itself.
+    #[must_use]
+    pub const fn new(id: &'a RegistryId, payload: &'a [u8]) -> Self {
+        Self { id, payload, details: None }
+    }
+}
+
+/// Enters a request: index entry, job, details and the TTL of their keys in one atomic step, with a ping of its process in the
+/// same step where one is due.
 ///
 /// # Errors
 /// Whatever Redis answers to any of the commands, and failures of the connection.
 pub fn register(
     conn: &mut impl ConnectionLike,
-    id: &RegistryId,
-    payload: &[u8],
+    entry: &Entry<'_>,
     now: Millis,
     ttl: Ttl,
     ping: Option<&Ping<'_>>,
@@ -29,25 +47,34 @@ pub fn register(
     if let Some(ping) = ping {
         processes::add_ping(&mut pipe, ping);
     }
-    pipe.cmd("ZADD").arg(INDEX).arg(now.0).arg(id.as_bytes());
-    pipe.cmd("HSET").arg(JOBS).arg(id.as_bytes()).arg(payload);
+    let id = entry.id.as_bytes();
+    pipe.cmd("ZADD").arg(INDEX).arg(now.0).arg(id);
+    pipe.cmd("HSET").arg(JOBS).arg(id).arg(entry.payload);
     add_expiry(&mut pipe, ttl);
+    if let Some(json) = entry.details {
+        details::add(&mut pipe, id, json, now);
+        details::add_expiry(&mut pipe, ttl);
+    }
     let replies = transaction(conn, &mut pipe)?;
     ping.map(|_| processes::read_ping(replies)).transpose()
 }
 
-/// Takes a request out: both keys in one atomic step. Not being there is no error.
+/// Takes a request out: index entry and job, and its details where it has some, in one atomic step. Not being there is no error.
 ///
 /// # Errors
 /// Whatever Redis answers, and failures of the connection.
-pub fn unregister(conn: &mut impl ConnectionLike, id: &RegistryId) -> Result<()> {
+pub fn unregister(conn: &mut impl ConnectionLike, id: &RegistryId, has_details: bool) -> Result<()> {
     let mut pipe = Pipeline::new();
     pipe.cmd("ZREM").arg(INDEX).arg(id.as_bytes());
     pipe.cmd("HDEL").arg(JOBS).arg(id.as_bytes());
+    if has_details {
+        details::remove(&mut pipe, id.as_bytes());
+    }
     match transaction(conn, &mut pipe) {
         // When its memory is full, Redis 7.0 queues nothing, not even what makes room. A script that only removes may run.
         Err(full) if full.code() == Some("OOM") => {
-            match eval::<()>(conn, &scripts::UNREGISTER, &[INDEX.as_bytes(), JOBS.as_bytes()], &[id.as_bytes()]) {
+            let keys = [INDEX, JOBS, DETAILS_INDEX, DETAILS].map(str::as_bytes);
+            match eval::<()>(conn, &scripts::UNREGISTER, &keys, &[id.as_bytes()]) {
                 // Scripts are forbidden, for instance: the caller is told what began it.
                 Err(Error::Server { .. }) => Err(full),
                 outcome => outcome,
@@ -57,7 +84,7 @@ pub fn unregister(conn: &mut impl ConnectionLike, id: &RegistryId) -> Result<()>
     }
 }
 
-/// Refreshes the scores of those entries that exist, and the TTL of both keys, in one write. Adds nothing.
+/// Refreshes the scores of those entries that exist, and the TTL of the registry's keys, in one write. Adds nothing.
 ///
 /// # Errors
 /// Whatever Redis answers to any of the commands, and failures of the connection.
@@ -73,6 +100,7 @@ pub fn heartbeat(conn: &mut impl ConnectionLike, ids: &[RegistryId], now: Millis
         }
     }
     add_expiry(&mut pipe, ttl);
+    details::add_expiry(&mut pipe, ttl);
     pipeline(conn, &pipe).map(drop)
 }
 

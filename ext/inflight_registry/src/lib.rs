@@ -5,6 +5,7 @@
 //! connection, the time (a [`ServerClock`]) and the push to Sidekiq's queue.
 
 pub mod clock;
+pub mod details;
 pub mod entries;
 pub mod error;
 mod exchange;
@@ -21,5 +22,5 @@ pub use clock::{LocalTime, ServerClock};
 pub use error::{Error, Result};
 pub use exchange::Attempt;
 pub use ids::{ProcessId, RegistryId};
-pub use scripts::REMOVE_IF_ORPHANED;
+pub use scripts::{RELEASE_IF_HELD, REMOVE_IF_ORPHANED, sha1};
 pub use units::{Millis, Ttl};

@@ -1,7 +1,7 @@
 //! The processes: a capacity key with a TTL proves that one lives, and tells how much it can carry.
 
 use crate::entries::{self, PAGE, members, server_us};
-use crate::exchange::{eval, pipeline, transaction, typed};
+use crate::exchange::{command, eval, transaction, typed};
 use crate::ids::host_and_pid;
 use crate::keys::{self, GC_LOCK, PROCESS_SET};
 use crate::{Error, LocalTime, ProcessId, RegistryId, Result, Ttl, scripts};
@@ -17,6 +17,8 @@ pub struct Ping<'a> {
     pub capacity: i64,
     /// How long this proof of life holds.
     pub ttl: Ttl,
+    /// The load of each of its processors, as JSON.
+    pub processors: Option<&'a [u8]>,
 }
 
 /// What a ping found.
@@ -38,12 +40,14 @@ pub struct TimeReading {
 }
 
 /// What is known of the live processes of one host and pid.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Load {
     /// Requests in flight.
     pub inflight: u64,
     /// Sum of the capacities.
     pub max_capacity: i64,
+    /// The load of the processors, as JSON, of each process that told it.
+    pub processors: Vec<Vec<u8>>,
 }
 
 /// The commands of a ping, to stand first in a transaction: [`read_ping`] reads their replies.
@@ -52,6 +56,9 @@ pub(crate) fn add_ping(pipe: &mut Pipeline, ping: &Ping<'_>) {
     pipe.cmd("EXISTS").arg(&key);
     pipe.cmd("SADD").arg(PROCESS_SET).arg(ping.process.as_bytes());
     pipe.cmd("SET").arg(&key).arg(ping.capacity).arg("EX").arg(ping.ttl.as_secs());
+    if let Some(json) = ping.processors {
+        pipe.cmd("SET").arg(keys::processors(ping.process.as_bytes())).arg(json).arg("EX").arg(ping.ttl.as_secs());
+    }
 }
 
 pub(crate) fn read_ping(replies: Vec<Value>) -> Result<PingReport> {
@@ -76,14 +83,14 @@ pub fn ping(conn: &mut impl ConnectionLike, ping: &Ping<'_>) -> Result<(PingRepo
     Ok((read_ping(replies)?, reading))
 }
 
-/// Takes a process out: set and capacity key in one atomic step.
+/// Takes a process out: set, capacity key and processors in one atomic step.
 ///
 /// # Errors
 /// Whatever Redis answers, and failures of the connection.
 pub fn remove(conn: &mut impl ConnectionLike, process: &ProcessId) -> Result<()> {
     let mut pipe = Pipeline::new();
     pipe.cmd("SREM").arg(PROCESS_SET).arg(process.as_bytes());
-    pipe.cmd("DEL").arg(keys::capacity(process.as_bytes()));
+    pipe.cmd("DEL").arg(keys::capacity(process.as_bytes())).arg(keys::processors(process.as_bytes()));
     transaction(conn, &mut pipe).map(drop)
 }
 
@@ -122,16 +129,20 @@ pub fn live(conn: &mut impl ConnectionLike, processes: &[Vec<u8>]) -> Result<Has
     Ok(found)
 }
 
-/// Load by `HOST:PID`, for every live member of the process set; two processes with one host and pid are summed.
+/// Load by `HOST:PID`, for every live member of the process set; two processes with one host and pid are summed. What their
+/// processors carry is read only where it is wanted.
 ///
 /// # Errors
 /// Whatever Redis answers, and failures of the connection.
-pub fn loads(conn: &mut impl ConnectionLike) -> Result<BTreeMap<Vec<u8>, Load>> {
+pub fn loads(conn: &mut impl ConnectionLike, with_processors: bool) -> Result<BTreeMap<Vec<u8>, Load>> {
     let members = registered(conn)?;
     let mut by_process: HashMap<Vec<u8>, Load> = live(conn, &members)?
         .into_iter()
-        .map(|(process, max_capacity)| (process, Load { inflight: 0, max_capacity }))
+        .map(|(process, max_capacity)| (process, Load { max_capacity, ..Load::default() }))
         .collect();
+    if with_processors {
+        add_processors(conn, &mut by_process)?;
+    }
     if !by_process.is_empty() {
         entries::scan(conn, None, |id, _| {
             if let Some(load) = by_process.get_mut(RegistryId(id).process()) {
@@ -144,8 +155,35 @@ pub fn loads(conn: &mut impl ConnectionLike) -> Result<BTreeMap<Vec<u8>, Load>> 
         let sum = loads.entry(host_and_pid(&process).to_vec()).or_default();
         sum.inflight += load.inflight;
         sum.max_capacity = sum.max_capacity.saturating_add(load.max_capacity);
+        sum.processors.extend(load.processors);
     }
     Ok(loads)
+}
+
+fn add_processors(conn: &mut impl ConnectionLike, loads: &mut HashMap<Vec<u8>, Load>) -> Result<()> {
+    let processes: Vec<_> = loads.keys().cloned().collect();
+    for page in processes.chunks(PAGE / 2) {
+        let texts = texts_of(conn, page, keys::processors)?;
+        for (process, text) in page.iter().zip(texts) {
+            if let Some(load) = loads.get_mut(process) {
+                load.processors.extend(text);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// What stands under a key of each process. Keys of another type hold nothing.
+fn texts_of(
+    conn: &mut impl ConnectionLike,
+    processes: &[Vec<u8>],
+    key: impl Fn(&[u8]) -> Vec<u8>,
+) -> Result<Vec<Option<Vec<u8>>>> {
+    let mut cmd = redis::cmd("MGET");
+    for process in processes {
+        cmd.arg(key(process));
+    }
+    command(conn, "MGET", &cmd)
 }
 
 /// Sum of the capacities of the members of the process set.
@@ -156,14 +194,7 @@ pub fn total_capacity(conn: &mut impl ConnectionLike) -> Result<i64> {
     let members = registered(conn)?;
     let mut sum = 0_i64;
     for page in members.chunks(PAGE / 2) {
-        let mut pipe = Pipeline::new();
-        pipe.cmd("MGET");
-        for process in page {
-            pipe.arg(keys::capacity(process));
-        }
-        let reply = pipeline(conn, &pipe)?.pop().unwrap_or(Value::Nil);
-        let capacities: Vec<Option<Vec<u8>>> = typed("MGET", reply)?;
-        for text in capacities.into_iter().flatten() {
+        for text in texts_of(conn, page, keys::capacity)?.into_iter().flatten() {
             sum = sum.saturating_add(capacity_from(&text));
         }
     }

@@ -7,15 +7,15 @@
 use crate::entries::{add_expiry, server_us};
 use crate::exchange::{command, eval, pipeline, typed};
 use crate::job::counted_by;
-use crate::keys::{self, INDEX, JOBS};
-use crate::{Error, Millis, ProcessId, RegistryId, Result, Ttl, processes, scripts};
+use crate::keys::{self, DETAILS, DETAILS_INDEX, INDEX, JOBS};
+use crate::{Error, Millis, ProcessId, RegistryId, Result, Ttl, details, processes, scripts};
 use redis::{ConnectionLike, Pipeline};
 use std::collections::{HashMap, HashSet, VecDeque};
 
 /// How many stale entries a page holds.
 const PAGE: usize = 500;
 /// How many orphans a claim takes at most,
-const CLAIM: usize = 100;
+pub const CLAIM: usize = 100;
 /// and how many bytes of jobs, unless a single one has more.
 const CLAIM_BYTES: usize = 1_000_000;
 /// How many jobs a page of [`Sweep::restore`] looks at,
@@ -144,6 +144,7 @@ impl Sweep {
         pipe.cmd("HLEN").arg(JOBS);
         pipe.cmd("ZCARD").arg(INDEX);
         add_expiry(&mut pipe, plan.ttl);
+        details::add_expiry(&mut pipe, plan.ttl);
         let replies = pipeline(conn, &pipe)?;
         let mut replies = replies.into_iter();
         let mut next = || replies.next().ok_or_else(|| Error::reply("EXISTS", "too few replies"));
@@ -244,10 +245,11 @@ impl Sweep {
         for id in &ids {
             positions.entry(id.process()).or_insert_with(|| {
                 capacity_keys.push(keys::capacity(id.process()));
-                capacity_keys.len() + 3
+                capacity_keys.len() + 5
             });
         }
-        let mut all_keys = vec![INDEX.as_bytes(), JOBS.as_bytes(), self.own_capacity.as_slice()];
+        let mut all_keys: Vec<&[u8]> =
+            vec![INDEX.as_bytes(), JOBS.as_bytes(), &self.own_capacity, DETAILS_INDEX.as_bytes(), DETAILS.as_bytes()];
         all_keys.extend(capacity_keys.iter().map(Vec::as_slice));
         let must_be_alive = u8::from(self.must_be_alive).to_string();
         let numbers = [self.cutoff.0.to_string(), self.shift.to_string(), CLAIM_BYTES.to_string(), must_be_alive];
@@ -272,12 +274,14 @@ impl Sweep {
     /// Puts a page of jobs that have no index entry back into the index, with the score of now. None when the last page has been
     /// looked at, or as many as a sweep looks at without a reason; the next one goes on from [`Sweep::restore_cursor`].
     ///
-    /// Every version writes and removes both together, so such a job's entry was lost; it is never deleted.
+    /// Every version writes and removes both together, so such a job's entry was lost; it is never deleted. At the end the details
+    /// of requests that are no longer registered are forgotten.
     ///
     /// # Errors
     /// Whatever Redis answers, and failures of the connection.
     pub fn restore(&mut self, conn: &mut impl ConnectionLike) -> Result<Option<Vec<RegistryId>>> {
         if self.restore_pages == 0 {
+            details::forget_lost(conn)?;
             return Ok(None);
         }
         let cursor = self.restore_cursor.to_string();
@@ -414,8 +418,9 @@ pub fn settle(
     let numbers = [lease.0.to_string(), window.map_or(0, Ttl::as_secs).to_string()];
     let mut args = vec![id.as_bytes()];
     args.extend(numbers.iter().map(String::as_bytes));
-    let outcome: i64 =
-        eval(conn, &scripts::SETTLE, &[INDEX.as_bytes(), JOBS.as_bytes(), &keys::recoveries(counted_by)], &args)?;
+    let counter = keys::recoveries(counted_by);
+    let all_keys = [INDEX.as_bytes(), JOBS.as_bytes(), &counter, DETAILS_INDEX.as_bytes(), DETAILS.as_bytes()];
+    let outcome: i64 = eval(conn, &scripts::SETTLE, &all_keys, &args)?;
     match outcome {
         1 => Ok(Settled::Removed),
         0 => Ok(Settled::LeaseLost),

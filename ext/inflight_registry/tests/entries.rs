@@ -12,6 +12,7 @@
 
 mod support;
 
+use inflight_registry::entries::Entry;
 use inflight_registry::processes::{Ping, PingReport};
 use inflight_registry::{Millis, ProcessId, RegistryId, entries};
 use support::wire::Wire;
@@ -28,7 +29,7 @@ fn register_writes_the_score_the_job_and_the_ttl_of_both_keys() {
     let (mut conn, mut raw) = (server.connect(), server.raw());
     let id = ProcessId::generate().registry_id(b"task-1");
 
-    let report = entries::register(&mut conn, &id, JOB, NOW, ttl(900.0), None).unwrap();
+    let report = entries::register(&mut conn, &Entry::new(&id, JOB), NOW, ttl(900.0), None).unwrap();
 
     assert_eq!(report, None);
     assert_eq!(raw.score(&id).as_deref(), Some("1700000000123"));
@@ -43,10 +44,10 @@ fn register_is_one_transaction_in_one_write_also_with_a_ping() {
     let server = Server::start();
     let process = ProcessId::generate();
     let id = process.registry_id(b"task-1");
-    let ping = Ping { process: &process, capacity: 10, ttl: ttl(120.0) };
+    let ping = Ping { process: &process, capacity: 10, ttl: ttl(120.0), processors: None };
     for ping in [None, Some(&ping)] {
         let mut wire = Wire::over(server.connect());
-        entries::register(&mut wire, &id, JOB, NOW, ttl(900.0), ping).unwrap();
+        entries::register(&mut wire, &Entry::new(&id, JOB), NOW, ttl(900.0), ping).unwrap();
         assert_eq!(wire.sent.len(), 1);
         assert!(wire.sent[0].starts_with(b"*1\r\n$5\r\nMULTI\r\n"));
         assert!(wire.sent[0].ends_with(b"*1\r\n$4\r\nEXEC\r\n"));
@@ -58,11 +59,11 @@ fn register_again_replaces_score_and_job_and_renews_the_ttl() {
     let server = Server::start();
     let (mut conn, mut raw) = (server.connect(), server.raw());
     let id = id("h:1:ff/task");
-    entries::register(&mut conn, &id, JOB, NOW, ttl(900.0), None).unwrap();
+    entries::register(&mut conn, &Entry::new(&id, JOB), NOW, ttl(900.0), None).unwrap();
     raw.expire(INDEX, 5);
     raw.expire(JOBS, 5);
 
-    entries::register(&mut conn, &id, b"{}", NOW.ahead(7), ttl(900.0), None).unwrap();
+    entries::register(&mut conn, &Entry::new(&id, b"{}"), NOW.ahead(7), ttl(900.0), None).unwrap();
 
     assert_eq!(raw.heartbeat(&id), NOW.ahead(7));
     assert_eq!(raw.payload(&id).as_deref(), Some(&b"{}"[..]));
@@ -89,7 +90,7 @@ fn ids_and_jobs_are_stored_byte_for_byte() {
     for task in &tasks {
         let id = process.registry_id(task);
         for payload in [every_byte.clone(), Vec::new(), random.bytes(1_000_000)] {
-            entries::register(&mut conn, &id, &payload, NOW, ttl(900.0), None).unwrap();
+            entries::register(&mut conn, &Entry::new(&id, &payload), NOW, ttl(900.0), None).unwrap();
             assert_eq!(raw.heartbeat(&id), NOW);
             assert!(raw.payload(&id) == Some(payload), "another payload than was registered");
         }
@@ -102,9 +103,11 @@ fn a_ping_due_goes_with_the_registration_and_tells_whether_the_last_one_still_he
     let server = Server::start();
     let (mut conn, mut raw) = (server.connect(), server.raw());
     let process = ProcessId::generate();
-    let ping = Ping { process: &process, capacity: 42, ttl: ttl(120.0) };
+    let ping = Ping { process: &process, capacity: 42, ttl: ttl(120.0), processors: None };
     let mut register = |task: &[u8]| {
-        entries::register(&mut conn, &process.registry_id(task), JOB, NOW, ttl(900.0), Some(&ping)).unwrap().unwrap()
+        entries::register(&mut conn, &Entry::new(&process.registry_id(task), JOB), NOW, ttl(900.0), Some(&ping))
+            .unwrap()
+            .unwrap()
     };
 
     assert_eq!(register(b"1"), PingReport { was_alive: false });
@@ -128,7 +131,7 @@ fn unregister_removes_the_entry_from_both_keys_in_one_transaction() {
     raw.enter(&gone, 1, JOB);
     raw.enter(&stays, 2, JOB);
 
-    entries::unregister(&mut wire, &gone).unwrap();
+    entries::unregister(&mut wire, &gone, false).unwrap();
 
     assert_eq!((raw.score(&gone), raw.payload(&gone)), (None, None));
     assert_eq!((raw.index_size(), raw.jobs_size()), (1, 1));
@@ -141,9 +144,9 @@ fn unregister_removes_the_entry_from_both_keys_in_one_transaction() {
 fn unregister_of_what_is_not_there_is_no_error() {
     let server = Server::start();
     let (mut conn, mut raw) = (server.connect(), server.raw());
-    entries::unregister(&mut conn, &id("h:1:ff/never")).unwrap();
+    entries::unregister(&mut conn, &id("h:1:ff/never"), false).unwrap();
     raw.enter(&id("h:1:ff/other"), 1, JOB);
-    entries::unregister(&mut conn, &id("h:1:ff/never")).unwrap();
+    entries::unregister(&mut conn, &id("h:1:ff/never"), false).unwrap();
     assert_eq!((raw.index_size(), raw.jobs_size()), (1, 1));
 }
 
@@ -199,7 +202,7 @@ fn a_heartbeat_of_many_ids_is_one_write_of_commands_that_hold_nobody_up() {
     assert_eq!(refreshed, ids.len());
     assert_eq!(wire.sent.len(), 1);
     assert_eq!(raw.calls_of("zadd"), 3, "500 ids a command");
-    assert_eq!(raw.calls_of("expire"), 2);
+    assert_eq!(raw.calls_of("expire"), 4);
 }
 
 #[test]

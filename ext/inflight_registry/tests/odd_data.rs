@@ -13,6 +13,7 @@
 
 mod support;
 
+use inflight_registry::entries::Entry;
 use inflight_registry::processes::{self, Ping};
 use inflight_registry::recovery::{self, Begun, Plan, Sweep};
 use inflight_registry::units::seconds_to_ms;
@@ -52,7 +53,7 @@ fn an_empty_task_id_and_an_empty_process_id_are_ids_like_others() {
     let empty_task = process.registry_id(b"");
     let empty_process = id("/task");
     for id in [&empty_task, &empty_process] {
-        entries::register(&mut conn, id, b"{}", LONG_AGO, ttl(TTL), None).unwrap();
+        entries::register(&mut conn, &Entry::new(id, b"{}"), LONG_AGO, ttl(TTL), None).unwrap();
         entries::heartbeat(&mut conn, &[id.clone()], LONG_AGO.ahead(1), ttl(TTL)).unwrap();
         assert_eq!(entries::heartbeat_of(&mut conn, id).unwrap(), Some(LONG_AGO.ahead(1)));
     }
@@ -73,7 +74,7 @@ fn very_long_ids_go_through_everything() {
     let tasks = (0..150).map(|n| process.registry_id(&[format!("{n:05}").as_bytes(), &[b'*'; 10_000]].concat()));
     let mut all: Vec<_> = tasks.collect();
     for id in &all {
-        entries::register(&mut conn, id, b"{}", LONG_AGO, ttl(TTL), None).unwrap();
+        entries::register(&mut conn, &Entry::new(id, b"{}"), LONG_AGO, ttl(TTL), None).unwrap();
     }
     entries::heartbeat(&mut conn, &all, LONG_AGO.ahead(1), ttl(TTL)).unwrap();
     assert!(entries::of_process(&mut conn, &process).unwrap() == all);
@@ -107,7 +108,7 @@ fn process_ids_with_a_meaning_elsewhere_stand_for_themselves() {
         raw.enter(&entry, LONG_AGO.0, entry.as_bytes());
         let mut sweep = begin(&mut conn, 0);
         assert_eq!(next_batch(&mut conn, &mut sweep), None, "{process:?} lives");
-        let load = processes::loads(&mut conn).unwrap()[inflight_registry::ids::host_and_pid(process)];
+        let load = &processes::loads(&mut conn, false).unwrap()[inflight_registry::ids::host_and_pid(process)];
         assert_eq!((load.inflight, load.max_capacity), (1, 7));
 
         raw.let_die(process);
@@ -167,7 +168,7 @@ fn an_index_of_another_type_is_refused_by_every_operation() {
     let server = Server::start();
     let (mut conn, mut raw) = (server.connect(), server.raw());
     let process = ProcessId::generate();
-    let ping = Ping { process: &process, capacity: 1, ttl: ttl(60.0) };
+    let ping = Ping { process: &process, capacity: 1, ttl: ttl(60.0), processors: None };
     let entry = id("h:1:dead/a");
     raw.enter(&entry, LONG_AGO.0, b"{}");
     raw.run::<()>(redis::cmd("HSET").arg(JOBS).arg("h:1:dead/lost").arg("{}"));
@@ -175,14 +176,14 @@ fn an_index_of_another_type_is_refused_by_every_operation() {
     spoil(&mut raw, INDEX);
 
     for ping in [None, Some(&ping)] {
-        assert_refused(entries::register(&mut conn, &entry, b"{}", NOW, ttl(TTL), ping), "WRONGTYPE");
+        assert_refused(entries::register(&mut conn, &Entry::new(&entry, b"{}"), NOW, ttl(TTL), ping), "WRONGTYPE");
     }
-    assert_refused(entries::unregister(&mut conn, &id("h:1:ff/x")), "WRONGTYPE");
+    assert_refused(entries::unregister(&mut conn, &id("h:1:ff/x"), false), "WRONGTYPE");
     assert_refused(entries::heartbeat(&mut conn, &[entry.clone()], NOW, ttl(TTL)), "WRONGTYPE");
     assert_refused(entries::heartbeat_of(&mut conn, &entry), "WRONGTYPE");
     assert_refused(entries::count(&mut conn), "WRONGTYPE");
     assert_refused(entries::of_process(&mut conn, &process), "WRONGTYPE");
-    assert_refused(processes::loads(&mut conn), "WRONGTYPE");
+    assert_refused(processes::loads(&mut conn, false), "WRONGTYPE");
     assert_refused(sweep.claim(&mut conn), "WRONGTYPE");
     assert_refused(sweep.restore(&mut conn), "WRONGTYPE");
     assert_refused(sweep.renew(&mut conn, NOW, &[entry.clone()]), "WRONGTYPE");
@@ -207,8 +208,8 @@ fn jobs_of_another_type_are_refused_by_every_operation_that_needs_them() {
     let mut sweep = begin(&mut conn, 0);
     spoil(&mut raw, JOBS);
 
-    assert_refused(entries::register(&mut conn, &id("h:1:ff/b"), b"{}", NOW, ttl(TTL), None), "WRONGTYPE");
-    assert_refused(entries::unregister(&mut conn, &id("h:1:ff/b")), "WRONGTYPE");
+    assert_refused(entries::register(&mut conn, &Entry::new(&id("h:1:ff/b"), b"{}"), NOW, ttl(TTL), None), "WRONGTYPE");
+    assert_refused(entries::unregister(&mut conn, &id("h:1:ff/b"), false), "WRONGTYPE");
     assert_refused(sweep.restore(&mut conn), "WRONGTYPE");
     assert_refused(begin_result(&mut conn), "WRONGTYPE");
     assert!(sweep.claim(&mut conn).unwrap().unwrap().claimed.is_empty(), "a page");
@@ -221,16 +222,16 @@ fn a_process_set_of_another_type_is_refused_by_every_operation_that_needs_it() {
     let server = Server::start();
     let (mut conn, mut raw) = (server.connect(), server.raw());
     let process = ProcessId::generate();
-    let ping = Ping { process: &process, capacity: 1, ttl: ttl(60.0) };
+    let ping = Ping { process: &process, capacity: 1, ttl: ttl(60.0), processors: None };
     spoil(&mut raw, PROCESSES);
     raw.set(GC_LOCK, "h:1:another");
     raw.set(capacity_key("h:1:live"), "10");
 
     assert_refused(processes::ping(&mut conn, &ping), "WRONGTYPE");
-    assert_refused(entries::register(&mut conn, &id("h:1:ff/b"), b"{}", NOW, ttl(TTL), Some(&ping)), "WRONGTYPE");
+    assert_refused(entries::register(&mut conn, &Entry::new(&id("h:1:ff/b"), b"{}"), NOW, ttl(TTL), Some(&ping)), "WRONGTYPE");
     assert_refused(processes::remove(&mut conn, &process), "WRONGTYPE");
     assert_refused(processes::registered(&mut conn), "WRONGTYPE");
-    assert_refused(processes::loads(&mut conn), "WRONGTYPE");
+    assert_refused(processes::loads(&mut conn, false), "WRONGTYPE");
     assert_refused(processes::total_capacity(&mut conn), "WRONGTYPE");
     assert_refused(processes::live(&mut conn, &[b"h:1:dead".to_vec()]), "WRONGTYPE");
     assert_refused(gc::acquire_lock(&mut conn, &process, ttl(120.0), false), "WRONGTYPE");

@@ -23,7 +23,10 @@ fn texts(processes: &[&str]) -> Vec<Vec<u8>> {
 }
 
 fn loads(expected: &[(&str, u64, i64)]) -> BTreeMap<Vec<u8>, Load> {
-    expected.iter().map(|&(name, inflight, max_capacity)| (name.as_bytes().to_vec(), Load { inflight, max_capacity })).collect()
+    expected
+        .iter()
+        .map(|&(name, inflight, max_capacity)| (name.as_bytes().to_vec(), Load { inflight, max_capacity, ..Load::default() }))
+        .collect()
 }
 
 #[test]
@@ -34,7 +37,8 @@ fn a_ping_makes_a_member_with_a_capacity_that_runs_out() {
     let process = ProcessId::generate();
     let capacity = capacity_key(process.as_str());
 
-    let (report, _) = processes::ping(&mut wire, &Ping { process: &process, capacity: 256, ttl: ttl(119.5) }).unwrap();
+    let (report, _) =
+        processes::ping(&mut wire, &Ping { process: &process, capacity: 256, ttl: ttl(119.5), processors: None }).unwrap();
 
     assert_eq!(report, PingReport { was_alive: false });
     assert_eq!(raw.members(), [process.as_bytes().to_vec()].into());
@@ -65,7 +69,7 @@ fn the_proof_of_life_runs_out_by_itself() {
     let server = Server::start();
     let (mut conn, mut raw) = (server.connect(), server.raw());
     let process = ProcessId::generate();
-    let ping = Ping { process: &process, capacity: 10, ttl: ttl(1.0) };
+    let ping = Ping { process: &process, capacity: 10, ttl: ttl(1.0), processors: None };
     processes::ping(&mut conn, &ping).unwrap();
     std::thread::sleep(std::time::Duration::from_millis(1_100));
     assert!(!raw.exists(capacity_key(process.as_str())));
@@ -78,7 +82,8 @@ fn a_ping_brings_a_reading_of_the_servers_clock() {
     let (mut conn, mut raw) = (server.connect(), server.raw());
     let process = ProcessId::generate();
     let before = raw.now();
-    let (_, reading) = processes::ping(&mut conn, &Ping { process: &process, capacity: 1, ttl: ttl(60.0) }).unwrap();
+    let (_, reading) =
+        processes::ping(&mut conn, &Ping { process: &process, capacity: 1, ttl: ttl(60.0), processors: None }).unwrap();
     let after = raw.now();
 
     assert!((before.0..=after.0).contains(&(reading.server_us / 1_000)));
@@ -218,7 +223,7 @@ fn loads_sums_the_processes_of_one_host_and_pid() {
     raw.enter_all(&ids("h:1:bb", 3), Millis(1));
     raw.enter_all(&ids("h:2:cc", 1), Millis(1));
 
-    assert_eq!(processes::loads(&mut conn).unwrap(), loads(&[("h:1", 5, 15), ("h:2", 1, 7), ("idle:3", 0, 9)]));
+    assert_eq!(processes::loads(&mut conn, false).unwrap(), loads(&[("h:1", 5, 15), ("h:2", 1, 7), ("idle:3", 0, 9)]));
 }
 
 #[test]
@@ -235,7 +240,7 @@ fn loads_leaves_out_the_dead_with_their_entries_and_prunes_them() {
     raw.index(&id("h:1:aa"), 1);
     raw.index(&id("without-slash"), 1);
 
-    assert_eq!(processes::loads(&mut conn).unwrap(), loads(&[("h:1", 3, 10)]));
+    assert_eq!(processes::loads(&mut conn, false).unwrap(), loads(&[("h:1", 3, 10)]));
     assert_eq!(raw.members(), texts(&["h:1:aa"]).into_iter().collect());
 }
 
@@ -247,18 +252,18 @@ fn loads_counts_entries_beyond_one_page() {
     raw.bring_to_life("h:2:bb", "10");
     raw.enter_all(&ids("h:1:aa", 2_600), Millis(1));
     raw.enter_all(&ids("h:2:bb", 1_400), Millis(1));
-    assert_eq!(processes::loads(&mut conn).unwrap(), loads(&[("h:1", 2_600, 10), ("h:2", 1_400, 10)]));
+    assert_eq!(processes::loads(&mut conn, false).unwrap(), loads(&[("h:1", 2_600, 10), ("h:2", 1_400, 10)]));
 }
 
 #[test]
 fn loads_is_empty_when_nobody_lives_and_then_does_not_read_the_index() {
     let server = Server::start();
     let (mut conn, mut raw) = (server.connect(), server.raw());
-    assert!(processes::loads(&mut conn).unwrap().is_empty());
+    assert!(processes::loads(&mut conn, false).unwrap().is_empty());
     raw.let_die("h:1:aa");
     raw.enter_all(&ids("h:1:aa", 2), Millis(1));
     raw.cli::<()>("CONFIG RESETSTAT");
-    assert!(processes::loads(&mut conn).unwrap().is_empty());
+    assert!(processes::loads(&mut conn, false).unwrap().is_empty());
     assert_eq!(raw.calls_of("zscan"), 0);
     assert!(raw.exists(INDEX));
 }
@@ -273,7 +278,7 @@ fn a_capacity_that_is_no_number_proves_life_and_counts_as_none() {
     raw.enter_all(&ids("h:0:aa", 1), Millis(1));
 
     let expected = loads(&[("h:0", 1, 0), ("h:1", 0, 0), ("h:2", 0, 12), ("h:3", 0, 3), ("h:4", 0, i64::MAX), ("h:5", 0, 0)]);
-    assert_eq!(processes::loads(&mut conn).unwrap(), expected);
+    assert_eq!(processes::loads(&mut conn, false).unwrap(), expected);
     assert_eq!(raw.members().len(), 6);
 }
 
@@ -285,7 +290,7 @@ fn a_capacity_key_of_another_type_proves_life_and_counts_as_none() {
     raw.run::<()>(redis::cmd("RPUSH").arg(capacity_key("h:1:aa")).arg("10"));
     raw.bring_to_life("h:2:bb", "5");
 
-    assert_eq!(processes::loads(&mut conn).unwrap(), loads(&[("h:1", 0, 0), ("h:2", 0, 5)]));
+    assert_eq!(processes::loads(&mut conn, false).unwrap(), loads(&[("h:1", 0, 0), ("h:2", 0, 5)]));
     assert_eq!(processes::total_capacity(&mut conn).unwrap(), 5);
     assert_eq!(raw.members().len(), 2);
 }
@@ -310,5 +315,5 @@ fn a_total_beyond_64_bits_ends_there() {
     raw.bring_to_life("h:1:aa", i64::MAX.to_string());
     raw.bring_to_life("h:1:bb", i64::MAX.to_string());
     assert_eq!(processes::total_capacity(&mut conn).unwrap(), i64::MAX);
-    assert_eq!(processes::loads(&mut conn).unwrap(), loads(&[("h:1", 0, i64::MAX)]));
+    assert_eq!(processes::loads(&mut conn, false).unwrap(), loads(&[("h:1", 0, i64::MAX)]));
 }

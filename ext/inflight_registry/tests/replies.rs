@@ -12,6 +12,7 @@
 
 mod support;
 
+use inflight_registry::entries::Entry;
 use inflight_registry::processes::Ping;
 use inflight_registry::recovery::{Settled, Sweep, settle};
 use inflight_registry::{Attempt, Error, Millis, ProcessId, entries, gc, processes};
@@ -27,9 +28,9 @@ const NOW: Millis = Millis(1_700_000_000_123);
 fn whole_life(conn: &mut redis::Connection, raw: &mut support::Raw) {
     let process = ProcessId::generate();
     let entry = process.registry_id(b"\xff task");
-    let proof = Ping { process: &process, capacity: 42, ttl: ttl(60.0) };
+    let proof = Ping { process: &process, capacity: 42, ttl: ttl(60.0), processors: None };
 
-    assert!(!entries::register(conn, &entry, b"{}", NOW, ttl(TTL), Some(&proof)).unwrap().unwrap().was_alive);
+    assert!(!entries::register(conn, &Entry::new(&entry, b"{}"), NOW, ttl(TTL), Some(&proof)).unwrap().unwrap().was_alive);
     let (report, reading) = processes::ping(conn, &proof).unwrap();
     assert!(report.was_alive);
     assert!((reading.server_us / 1_000 - raw.now().0).abs() < 5_000);
@@ -40,7 +41,7 @@ fn whole_life(conn: &mut redis::Connection, raw: &mut support::Raw) {
     assert_eq!(entries::of_process(conn, &process).unwrap(), [entry.clone()]);
     assert_eq!(processes::registered(conn).unwrap(), [process.as_bytes().to_vec()]);
     assert_eq!(processes::total_capacity(conn).unwrap(), 42);
-    let load = *processes::loads(conn).unwrap().values().next().unwrap();
+    let load = processes::loads(conn, false).unwrap().into_values().next().unwrap();
     assert_eq!((load.inflight, load.max_capacity), (1, 42));
 
     assert!(gc::is_due(conn, 60_000, 0).unwrap());
@@ -65,7 +66,7 @@ fn whole_life(conn: &mut redis::Connection, raw: &mut support::Raw) {
     assert_eq!(settle_uncounted(conn, claimed, lease), Settled::Removed);
     assert_eq!(next_batch(conn, &mut sweep), None);
 
-    entries::unregister(conn, &id("h:1:dead/lost")).unwrap();
+    entries::unregister(conn, &id("h:1:dead/lost"), false).unwrap();
     processes::remove(conn, &process).unwrap();
     entries::clear(conn).unwrap();
     assert_eq!(raw.cli::<usize>("DBSIZE"), 0);
@@ -85,15 +86,15 @@ fn an_error_within_a_transaction_is_seen_and_leaves_the_connection_in_step() {
         let server = Server::start();
         let (mut conn, mut raw) = (server.connect_speaking(protocol), server.raw());
         raw.set(INDEX, "no sorted set");
-        let result = entries::register(&mut conn, &id("h:1:ff/a"), b"{}", NOW, ttl(TTL), None);
+        let result = entries::register(&mut conn, &Entry::new(&id("h:1:ff/a"), b"{}"), NOW, ttl(TTL), None);
         let Err(error @ Error::Server { .. }) = result else { panic!("looks like success: {result:?}") };
         assert_eq!(error.code(), Some("WRONGTYPE"));
         assert_eq!(error.to_string(), WRONGTYPE);
-        assert_refused(entries::unregister(&mut conn, &id("h:1:ff/a")), "WRONGTYPE");
+        assert_refused(entries::unregister(&mut conn, &id("h:1:ff/a"), false), "WRONGTYPE");
 
         raw.delete(INDEX);
         assert_eq!(entries::count(&mut conn).unwrap(), 0);
-        entries::register(&mut conn, &id("h:1:ff/a"), b"{}", NOW, ttl(TTL), None).unwrap();
+        entries::register(&mut conn, &Entry::new(&id("h:1:ff/a"), b"{}"), NOW, ttl(TTL), None).unwrap();
         assert_eq!(entries::count(&mut conn).unwrap(), 1);
     }
 }
@@ -118,9 +119,9 @@ fn a_request_is_taken_out_of_a_redis_that_is_too_full_to_queue_that() {
         raw.enter(&request, 1, b"{}");
     }
     raw.cli::<()>("CONFIG SET maxmemory 1");
-    entries::unregister(&mut wire, &id("h:1:ff/task-00001")).unwrap();
+    entries::unregister(&mut wire, &id("h:1:ff/task-00001"), false).unwrap();
     assert_eq!((raw.index_size(), raw.jobs_size()), (1, 1));
-    assert_refused(entries::register(&mut wire, &id("h:1:ff/a"), b"{}", NOW, ttl(TTL), None), "OOM");
+    assert_refused(entries::register(&mut wire, &Entry::new(&id("h:1:ff/a"), b"{}"), NOW, ttl(TTL), None), "OOM");
 }
 
 #[test]
@@ -131,9 +132,12 @@ fn a_full_memory_is_seen_when_a_command_is_queued_and_nothing_is_written() {
     raw.enter(&id("h:1:ff/old"), 1, b"{}");
     raw.cli::<()>("CONFIG SET maxmemory 1");
 
-    assert_refused(entries::register(&mut conn, &id("h:1:ff/a"), b"{}", NOW, ttl(TTL), None), "OOM");
-    assert_refused(processes::ping(&mut conn, &Ping { process: &process, capacity: 1, ttl: ttl(60.0) }), "OOM");
-    entries::unregister(&mut conn, &id("h:1:ff/old")).unwrap();
+    assert_refused(entries::register(&mut conn, &Entry::new(&id("h:1:ff/a"), b"{}"), NOW, ttl(TTL), None), "OOM");
+    assert_refused(
+        processes::ping(&mut conn, &Ping { process: &process, capacity: 1, ttl: ttl(60.0), processors: None }),
+        "OOM",
+    );
+    entries::unregister(&mut conn, &id("h:1:ff/old"), false).unwrap();
 
     assert_eq!((raw.index_size(), raw.jobs_size(), raw.members().len()), (0, 0, 0));
 }
@@ -162,8 +166,8 @@ fn a_replica_says_readonly_to_commands_transactions_and_scripts() {
     // Of a master that cannot be reached.
     raw.cli::<()>("REPLICAOF 127.0.0.1 1");
 
-    assert_refused(entries::register(&mut conn, &id("h:1:ff/a"), b"{}", NOW, ttl(TTL), None), "READONLY");
-    assert_refused(entries::unregister(&mut conn, &id("h:1:dead/a")), "READONLY");
+    assert_refused(entries::register(&mut conn, &Entry::new(&id("h:1:ff/a"), b"{}"), NOW, ttl(TTL), None), "READONLY");
+    assert_refused(entries::unregister(&mut conn, &id("h:1:dead/a"), false), "READONLY");
     assert_refused(entries::heartbeat(&mut conn, &[id("h:1:ff/a")], NOW, ttl(TTL)), "READONLY");
     assert_refused(gc::record_run(&mut conn, NOW, ttl(90.0)), "READONLY");
     assert_refused(gc::acquire_lock(&mut conn, &process, ttl(120.0), false), "READONLY");
@@ -178,7 +182,7 @@ fn a_server_that_died_is_a_failure_of_the_connection() {
     let process = ProcessId::generate();
     server.kill();
     let failures = [
-        entries::register(&mut conn, &id("h:1:ff/a"), b"{}", NOW, ttl(TTL), None).unwrap_err(),
+        entries::register(&mut conn, &Entry::new(&id("h:1:ff/a"), b"{}"), NOW, ttl(TTL), None).unwrap_err(),
         entries::count(&mut conn).unwrap_err(),
         entries::heartbeat(&mut conn, &[id("h:1:ff/a")], NOW, ttl(TTL)).unwrap_err(),
         gc::acquire_lock(&mut conn, &process, ttl(120.0), false).unwrap_err(),
@@ -196,7 +200,7 @@ fn a_register_repeated_after_a_lost_answer_leaves_one_entry() {
     let mut raw = server.raw();
     let mut wire = Wire::over(server.connect());
     wire.answers_to_lose = 1;
-    let mut register = || entries::register(&mut wire, &id("h:1:ff/a"), b"{}", NOW, ttl(TTL), None);
+    let mut register = || entries::register(&mut wire, &Entry::new(&id("h:1:ff/a"), b"{}"), NOW, ttl(TTL), None);
     assert!(matches!(register().unwrap_err(), Error::Connection(_)));
     register().unwrap();
     assert_eq!((raw.index_size(), raw.jobs_size()), (1, 1));
@@ -212,7 +216,7 @@ fn errors_are_the_same_whichever_way_the_connection_hands_them_over() {
     raw.set(INDEX, "no sorted set");
     settle(&mut server.connect(), &id("h:1:ff/a"), NOW, b"jid", None).unwrap_err();
 
-    let result = entries::register(&mut wire, &id("h:1:ff/a"), b"{}", NOW, ttl(TTL), None);
+    let result = entries::register(&mut wire, &Entry::new(&id("h:1:ff/a"), b"{}"), NOW, ttl(TTL), None);
     assert_eq!(result.as_ref().unwrap_err().to_string(), WRONGTYPE);
     assert_refused(result, "WRONGTYPE");
     assert_refused(entries::count(&mut wire), "WRONGTYPE");
@@ -274,13 +278,13 @@ fn an_answer_that_no_command_gives_is_an_error_that_quotes_no_job() {
         let mut conn = Canned(answer.clone());
         let conn = &mut conn;
         let failures = [
-            entries::register(conn, &id("h:1:ff/a"), SECRET.as_bytes(), NOW, ttl(TTL), None).err(),
-            entries::unregister(conn, &id("h:1:ff/a")).err(),
+            entries::register(conn, &Entry::new(&id("h:1:ff/a"), SECRET.as_bytes()), NOW, ttl(TTL), None).err(),
+            entries::unregister(conn, &id("h:1:ff/a"), false).err(),
             entries::count(conn).err(),
             entries::heartbeat_of(conn, &id("h:1:ff/a")).err(),
             entries::of_process(conn, &process).err(),
             entries::server_time(conn).err(),
-            processes::ping(conn, &Ping { process: &process, capacity: 1, ttl: ttl(60.0) }).err(),
+            processes::ping(conn, &Ping { process: &process, capacity: 1, ttl: ttl(60.0), processors: None }).err(),
             processes::registered(conn).err(),
             processes::live(conn, &[b"h:1:ff".to_vec()]).err(),
             gc::is_due(conn, 1, 0).err(),
@@ -310,7 +314,7 @@ fn an_error_names_no_argument() {
     raw.set(INDEX, "no sorted set");
     raw.set(PROCESSES, "no set");
     let secret = b"card number 4111";
-    let error = entries::register(&mut conn, &id(secret), secret, NOW, ttl(TTL), None).unwrap_err();
+    let error = entries::register(&mut conn, &Entry::new(&id(secret), secret), NOW, ttl(TTL), None).unwrap_err();
     assert!(!format!("{error} {error:?}").contains("4111"));
     let error = processes::live(&mut conn, &[secret.to_vec()]).unwrap_err();
     assert!(!format!("{error} {error:?}").contains("4111"));

@@ -38,7 +38,7 @@ fn settling_what_is_gone_already_says_so_and_counts_nothing() {
     let (mut conn, mut raw) = (server.connect(), server.raw());
     let orphan = id("h:1:dead/a");
     let batch = lease_one(&mut conn, &mut raw, &orphan);
-    entries::unregister(&mut conn, &orphan).unwrap();
+    entries::unregister(&mut conn, &orphan, false).unwrap();
     assert_eq!(settle(&mut conn, &orphan, batch.lease, b"abc", Some(ttl(100.0))).unwrap(), Settled::Gone);
     assert!(!raw.exists(recoveries_key("abc")));
 }
@@ -174,7 +174,7 @@ fn renewing_keeps_what_is_still_ours_under_a_new_lease() {
     let lease = next_batch(&mut conn, &mut sweep).unwrap().lease;
     let [kept, refreshed, gone, also_kept] = &all[..] else { unreachable!() };
     entries::heartbeat(&mut conn, &[refreshed.clone()], lease.ahead(3), ttl(TTL)).unwrap();
-    entries::unregister(&mut conn, gone).unwrap();
+    entries::unregister(&mut conn, gone, false).unwrap();
     std::thread::sleep(std::time::Duration::from_millis(5));
 
     let before = raw.now();

@@ -13,14 +13,29 @@ static POOLS: Lazy<RModule> = Lazy::new(|ruby| {
         .and_then(|module| module.const_get("Pools"))
         .unwrap_or_else(|_| ruby.module_kernel())
 });
+static NAMESPACE: Lazy<RModule> = Lazy::new(|ruby| {
+    ruby.class_object()
+        .const_get::<_, RModule>("PatientHttp")
+        .and_then(|module| module.const_get("Sidekiq"))
+        .unwrap_or_else(|_| ruby.module_kernel())
+});
 static FOR: LazyId = LazyId::new("for");
+static OF_NAMESPACE: LazyId = LazyId::new("of_namespace");
+static REDIS: LazyId = LazyId::new("redis");
 static REDIS_POOL: LazyId = LazyId::new("redis_pool");
 
-/// Sidekiq's pool.
+/// The pool that patient_http-sidekiq names, where it has one, and else Sidekiq's.
 ///
 /// # Errors
-/// Whatever Sidekiq raises when its settings make no pool.
+/// Whatever either raises when its settings make no pool.
 pub(crate) fn redis_pool(ruby: &Ruby) -> Result<Value, Error> {
+    let namespace = ruby.get_inner(&NAMESPACE);
+    if namespace.respond_to(*REDIS_POOL, false)? || namespace.respond_to(*REDIS, false)? {
+        let named: Value = ruby.get_inner(&POOLS).funcall(*OF_NAMESPACE, (namespace,))?;
+        if !named.is_nil() {
+            return Ok(named);
+        }
+    }
     ruby.get_inner(&SIDEKIQ).funcall(*REDIS_POOL, ())
 }
 

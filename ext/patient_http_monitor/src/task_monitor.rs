@@ -4,6 +4,7 @@ use crate::convert::{self, id_bytes, seconds};
 use crate::pool::Pool;
 use crate::testing::time_shift;
 use crate::{class_methods, fork, guard, sidekiq};
+use inflight_registry::entries::Entry;
 use inflight_registry::processes::{self, Ping, PingReport};
 use inflight_registry::units::seconds_to_ms;
 use inflight_registry::{Attempt, LocalTime, ProcessId, RegistryId, Ttl, entries, gc as registry_gc};
@@ -25,7 +26,16 @@ static CLASS: Lazy<RClass> = Lazy::new(|ruby| {
 static JSON: Lazy<RModule> = Lazy::new(|ruby| ruby.class_object().const_get("JSON").unwrap_or_else(|_| ruby.module_kernel()));
 static GENERATE: LazyId = LazyId::new("generate");
 static HEARTBEAT_INTERVAL: LazyId = LazyId::new("heartbeat_interval");
+static CALL: LazyId = LazyId::new("call");
+static DETAILS: Lazy<RModule> = Lazy::new(|ruby| {
+    ruby.class_object()
+        .const_get::<_, RModule>("PatientHttpMonitor")
+        .and_then(|module| module.const_get("InflightDetails"))
+        .unwrap_or_else(|_| ruby.module_kernel())
+});
 static ID: LazyId = LazyId::new("id");
+static INFLIGHT_DETAILS: LazyId = LazyId::new("inflight_details?");
+static OF: LazyId = LazyId::new("of");
 static MAX_CONNECTIONS: LazyId = LazyId::new("max_connections");
 static ORPHAN_THRESHOLD: LazyId = LazyId::new("orphan_threshold");
 static SIDEKIQ_JOB: LazyId = LazyId::new("sidekiq_job");
@@ -54,10 +64,20 @@ struct Pools {
     ours: Opaque<Obj<Pool>>,
 }
 
-/// The state of one monitor. Everything but `config` is this process's own and begins anew in a forked child.
+/// What a process says of its load when it pings.
+struct Reported {
+    capacity: i64,
+    processors: Option<Vec<u8>>,
+}
+
+/// The state of one monitor. Everything but `config` and `load` is this process's own and begins anew in a forked child.
 #[derive(Default)]
 pub(crate) struct TaskMonitor {
     config: Cell<Option<Opaque<Value>>>,
+    /// Answers capacity and processors at each ping, where they are not `config`'s.
+    load: Cell<Option<Opaque<Value>>>,
+    /// Whether any of its requests was registered with details.
+    wrote_details: Cell<bool>,
     process: RefCell<Option<Arc<ProcessId>>>,
     generation: Cell<u32>,
     cleared: Cell<usize>,
@@ -73,8 +93,8 @@ pub(crate) struct TaskMonitor {
 
 impl DataTypeFunctions for TaskMonitor {
     fn mark(&self, marker: &gc::Marker) {
-        if let Some(config) = self.config.get() {
-            marker.mark(config);
+        for value in [self.config.get(), self.load.get()].into_iter().flatten() {
+            marker.mark(value);
         }
         if let Some(Pools { theirs, ours }) = self.pools.get() {
             marker.mark(theirs);
@@ -97,9 +117,11 @@ unsafe impl TypedData for TaskMonitor {
 }
 
 impl TaskMonitor {
-    fn initialize(ruby: &Ruby, this: Obj<Self>, config: Value) -> Result<(), Error> {
+    /// `load` answers `call` with the capacity and the processors as JSON, or is nil.
+    fn set_up(ruby: &Ruby, this: Obj<Self>, config: Value, load: Value) -> Result<(), Error> {
         guard::method(ruby, || {
             this.config.set(Some(config.into()));
+            this.load.set((!load.is_nil()).then(|| load.into()));
             this.begin_anew();
             Ok(())
         })
@@ -110,6 +132,7 @@ impl TaskMonitor {
         *self.process.borrow_mut() = Some(Arc::new(ProcessId::generate()));
         self.forget_pings();
         self.lock_until.set(None);
+        self.wrote_details.set(false);
     }
 
     fn forget_pings(&self) {
@@ -156,9 +179,22 @@ impl TaskMonitor {
         Ok(Ttl::of_registry(threshold))
     }
 
-    fn capacity(ruby: &Ruby, this: Obj<Self>) -> Result<i64, Error> {
-        let value: Value = Self::config(ruby, this)?.funcall(*MAX_CONNECTIONS, ())?;
-        convert::whole_number(ruby, "max_connections", value)
+    fn reported(ruby: &Ruby, this: Obj<Self>) -> Result<Reported, Error> {
+        let config = Self::config(ruby, this)?;
+        let (capacity, processors): (Value, Option<RString>) = match this.load.get() {
+            Some(load) => load.get_inner_with(ruby).funcall(*CALL, ())?,
+            None => (config.funcall(*MAX_CONNECTIONS, ())?, None),
+        };
+        let capacity = convert::whole_number(ruby, "max_connections", capacity)?;
+        Ok(Reported { capacity, processors: processors.map(convert::bytes) })
+    }
+
+    fn wants_details(ruby: &Ruby, this: Obj<Self>) -> Result<bool, Error> {
+        let config = Self::config(ruby, this)?;
+        if !config.respond_to(*INFLIGHT_DETAILS, false)? {
+            return Ok(false);
+        }
+        config.funcall::<_, _, Value>(*INFLIGHT_DETAILS, ()).map(Value::to_bool)
     }
 
     fn registry_id(&self, ruby: &Ruby, task: Value) -> Result<RegistryId, Error> {
@@ -170,19 +206,21 @@ impl TaskMonitor {
         guard::method(ruby, || Ok(convert::string(ruby, this.process(ruby)?.registry_id(&id_bytes(id)?).as_bytes())))
     }
 
-    fn register(ruby: &Ruby, this: Obj<Self>, task: Value) -> Result<(), Error> {
+    fn enter(ruby: &Ruby, this: Obj<Self>, task: Value, processor: Value) -> Result<(), Error> {
         guard::method(ruby, || {
             let id = this.registry_id(ruby, task)?;
             let handler: Value = task.funcall(*TASK_HANDLER, ())?;
             let job: Value = handler.funcall(*SIDEKIQ_JOB, ())?;
             let payload = convert::bytes(ruby.get_inner(&JSON).funcall(*GENERATE, (job,))?);
+            let details = this.details(ruby, this, task, processor)?;
             let ttl = Self::registry_ttl(ruby, this)?;
+            let due = this.due_ping(ruby, this)?;
             let process = this.process(ruby)?;
-            let ping = this.due_ping(ruby, this, &process)?;
+            let ping = due.as_ref().map(|(load, ttl)| load.ping(&process, *ttl));
             let (pool, shift) = (this.pool(ruby)?, time_shift(ruby)?);
+            let entry = Entry { id: &id, payload: &payload, details: details.as_deref() };
             let report = Pool::run(ruby, pool, |session, _| {
-                let now = pool.now().ahead(shift);
-                entries::register(session, &id, &payload, now, ttl, ping.as_ref())
+                entries::register(session, &entry, pool.now().ahead(shift), ttl, ping.as_ref())
             })?;
             if let (Some(report), Some(ping)) = (report, ping) {
                 this.pinged(report, ping.ttl);
@@ -193,13 +231,24 @@ impl TaskMonitor {
 
     /// A process that works must not look dead because the thread that pings has died: in one that has pinged, registering
     /// pings too when the last ping is older than heartbeat_interval.
-    fn due_ping<'a>(&self, ruby: &Ruby, this: Obj<Self>, process: &'a ProcessId) -> Result<Option<Ping<'a>>, Error> {
+    fn due_ping(&self, ruby: &Ruby, this: Obj<Self>) -> Result<Option<(Reported, Ttl)>, Error> {
         let Some(last) = self.last_ping.get() else { return Ok(None) };
         let interval = Self::heartbeat_interval(ruby, this)?;
         if LocalTime::now().ms_since(last) <= seconds_to_ms(interval) {
             return Ok(None);
         }
-        Ok(Some(Ping { process, capacity: Self::capacity(ruby, this)?, ttl: Ttl::of_capacity(interval) }))
+        Ok(Some((Self::reported(ruby, this)?, Ttl::of_capacity(interval))))
+    }
+
+    /// What people may see of a request, as JSON, where `config` wants that to be written.
+    fn details(&self, ruby: &Ruby, this: Obj<Self>, task: Value, processor: Value) -> Result<Option<Vec<u8>>, Error> {
+        if !Self::wants_details(ruby, this)? {
+            return Ok(None);
+        }
+        let config = Self::config(ruby, this)?;
+        let json: Option<RString> = ruby.get_inner(&DETAILS).funcall(*OF, (task, processor, config))?;
+        self.wrote_details.set(self.wrote_details.get() || json.is_some());
+        Ok(json.map(convert::bytes))
     }
 
     fn pinged(&self, report: PingReport, ttl: Ttl) {
@@ -220,7 +269,8 @@ impl TaskMonitor {
     fn unregister(ruby: &Ruby, this: Obj<Self>, task: Value) -> Result<(), Error> {
         guard::method(ruby, || {
             let id = this.registry_id(ruby, task)?;
-            Pool::run(ruby, this.pool(ruby)?, |session, _| entries::unregister(session, &id))
+            let has_details = this.wrote_details.get();
+            Pool::run(ruby, this.pool(ruby)?, |session, _| entries::unregister(session, &id, has_details))
         })
     }
 
@@ -261,9 +311,9 @@ impl TaskMonitor {
     pub(crate) fn ping_process(ruby: &Ruby, this: Obj<Self>) -> Result<(), Error> {
         guard::method(ruby, || {
             let process = this.process(ruby)?;
-            let (capacity, ttl) = (Self::capacity(ruby, this)?, Ttl::of_capacity(Self::heartbeat_interval(ruby, this)?));
+            let (load, ttl) = (Self::reported(ruby, this)?, Ttl::of_capacity(Self::heartbeat_interval(ruby, this)?));
             let pool = this.pool(ruby)?;
-            let ping = Ping { process: &process, capacity, ttl };
+            let ping = load.ping(&process, ttl);
             let (report, reading) = Pool::run(ruby, pool, |session, _| processes::ping(session, &ping))?;
             pool.sample(reading);
             this.pinged(report, ttl);
@@ -372,6 +422,12 @@ impl TaskMonitor {
     }
 }
 
+impl Reported {
+    fn ping<'a>(&'a self, process: &'a ProcessId, ttl: Ttl) -> Ping<'a> {
+        Ping { process, capacity: self.capacity, ttl, processors: self.processors.as_deref() }
+    }
+}
+
 fn ttl_ms(ttl: Ttl) -> i64 {
     i64::try_from(ttl.as_duration().as_millis()).unwrap_or(i64::MAX)
 }
@@ -398,10 +454,10 @@ pub(crate) fn init(ruby: &Ruby, module: RModule) -> Result<(), Error> {
     let class = ruby.get_inner(&CLASS);
     class.define_alloc_func::<TaskMonitor>();
     class_methods::init(class)?;
-    class.define_method("initialize", method!(TaskMonitor::initialize, 1))?;
+    class.define_private_method("set_up", method!(TaskMonitor::set_up, 2))?;
+    class.define_private_method("enter", method!(TaskMonitor::enter, 2))?;
     class.define_method("config", method!(TaskMonitor::config, 0))?;
     class.define_method("full_task_id", method!(TaskMonitor::full_task_id, 1))?;
-    class.define_method("register", method!(TaskMonitor::register, 1))?;
     class.define_method("unregister", method!(TaskMonitor::unregister, 1))?;
     class.define_method("update_heartbeats", method!(TaskMonitor::update_heartbeats, 1))?;
     class.define_method("registered?", method!(TaskMonitor::is_registered, 1))?;
@@ -417,15 +473,20 @@ pub(crate) fn init(ruby: &Ruby, module: RModule) -> Result<(), Error> {
     module.define_singleton_method("task_monitor_class", function!(|ruby: &Ruby| ruby.get_inner(&CLASS), 0))?;
     for (name, text) in [
         ("REMOVE_IF_ORPHANED_SCRIPT", inflight_registry::REMOVE_IF_ORPHANED),
+        ("REMOVE_IF_ORPHANED_SHA", &inflight_registry::sha1(inflight_registry::REMOVE_IF_ORPHANED)),
+        ("RELEASE_LOCK_SCRIPT", inflight_registry::RELEASE_IF_HELD),
+        ("RELEASE_LOCK_SHA", &inflight_registry::sha1(inflight_registry::RELEASE_IF_HELD)),
         ("INFLIGHT_INDEX_KEY", inflight_registry::keys::INDEX),
         ("INFLIGHT_JOBS_KEY", inflight_registry::keys::JOBS),
         ("PROCESS_SET_KEY", inflight_registry::keys::PROCESS_SET),
         ("GC_LOCK_KEY", inflight_registry::keys::GC_LOCK),
         ("GC_LAST_RUN_KEY", inflight_registry::keys::GC_LAST_RUN),
+        ("INFLIGHT_DETAILS_KEY", inflight_registry::keys::DETAILS),
+        ("INFLIGHT_DETAILS_INDEX_KEY", inflight_registry::keys::DETAILS_INDEX),
     ] {
         let text = ruby.str_new(text);
         text.freeze();
         class.const_set(name, text)?;
     }
-    Ok(())
+    class.const_set("ORPHAN_BATCH_SIZE", inflight_registry::recovery::CLAIM)
 }

@@ -4,6 +4,7 @@
 use crate::registry::{Answer, NEVER, Op, Owners, Protocol, Redis, Set, TASKS, has, set_of};
 use crate::support::wire::Wire;
 use crate::support::{INDEX, JOBS, Raw, Server, TTL, capacity_key, ttl};
+use inflight_registry::entries::Entry;
 use inflight_registry::processes::{self, Ping, PingReport};
 use inflight_registry::recovery::{Begun, Plan, Settled, Sweep};
 use inflight_registry::{Millis, ProcessId, RegistryId, Result, entries};
@@ -220,7 +221,7 @@ impl Real {
     }
 
     fn call(&mut self, op: Op, redis: &Redis, sweep: Option<&mut Sweep>) -> Result<(Answer, Option<i64>)> {
-        let proof = |worker: usize| Ping { process: &self.workers[worker], capacity: 10, ttl: ttl(60.0) };
+        let proof = |worker: usize| Ping { process: &self.workers[worker], capacity: 10, ttl: ttl(60.0), processors: None };
         let lease = Millis(self.lease(redis));
         let conn = &mut self.wire;
         Ok(match (op, sweep) {
@@ -229,7 +230,8 @@ impl Real {
                 let now = self.origin + i64::from(at) * TICK + SENT;
                 let proof = proof(self.owners[task]);
                 let proof = ping.then_some(&proof);
-                let report = entries::register(conn, &self.ids[task], &payload(task), Millis(now), ttl(TTL), proof)?;
+                let report =
+                    entries::register(conn, &Entry::new(&self.ids[task], &payload(task)), Millis(now), ttl(TTL), proof)?;
                 (report.map_or(Answer::Done, was_alive), Some(now))
             }
             (Op::Heartbeat { task, at }, _) => {
@@ -237,7 +239,7 @@ impl Real {
                 let ids = std::slice::from_ref(&self.ids[task]);
                 entries::heartbeat(conn, ids, Millis(now), ttl(TTL)).map(|()| (Answer::Done, Some(now)))?
             }
-            (Op::Unregister { task }, _) => entries::unregister(conn, &self.ids[task]).map(|()| (Answer::Done, None))?,
+            (Op::Unregister { task }, _) => entries::unregister(conn, &self.ids[task], false).map(|()| (Answer::Done, None))?,
             (Op::Look { cutoff }, Some(sweep)) => {
                 let batch = sweep.claim(conn)?;
                 if let Some(batch) = &batch {

@@ -270,7 +270,7 @@ pub fn ttl(seconds: f64) -> Ttl {
 
 /// Pings for a minute.
 pub fn ping(conn: &mut Connection, process: &ProcessId, capacity: i64) -> PingReport {
-    processes::ping(conn, &Ping { process, capacity, ttl: ttl(60.0) }).unwrap().0
+    processes::ping(conn, &Ping { process, capacity, ttl: ttl(60.0), processors: None }).unwrap().0
 }
 
 /// A TTL that was set a moment ago.
