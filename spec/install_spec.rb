@@ -167,6 +167,7 @@ RSpec.describe "putting the class into its place" do
         File.write(gemfile, order.map { |name| "gem #{name.inspect}, path: #{paths.fetch(name).inspect}\n" }.join)
         expect_native(ruby(<<~RUBY + check, env: env.merge("BUNDLE_GEMFILE" => gemfile, "BUNDLE_FROZEN" => "false", "BUNDLE_APP_CONFIG" => @folder), warnings: false))
           require "bundler"
+          Bundler.ui = Bundler::UI::Silent.new
           Bundler.require
         RUBY
       end

@@ -2,7 +2,7 @@
 
 # Tells in one line what a lane (see bin/lane) runs, by what it loads. Exits with 1 where that is not what the lane asks for.
 
-require "async"
+require "async" unless ENV.key?("LANE_WITHOUT_ASYNC")
 require "sidekiq"
 require "redis-client"
 require "connection_pool"
@@ -15,6 +15,7 @@ abort "Sidekiq #{loaded} was loaded, which is not #{wanted}" unless wanted.satis
 
 versions = {
   "Ruby" => RUBY_VERSION, "Sidekiq" => Sidekiq::VERSION, "redis-client" => RedisClient::VERSION,
-  "connection_pool" => ConnectionPool::VERSION, "rack" => Rack.release, "json" => JSON::VERSION, "async" => Async::VERSION
-}
+  "connection_pool" => ConnectionPool::VERSION, "rack" => Rack.release, "json" => JSON::VERSION,
+  "async" => (Async::VERSION if defined?(Async))
+}.compact
 puts versions.map { |name, version| "#{name} #{version}" }.join(", ")
