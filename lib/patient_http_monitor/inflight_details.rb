@@ -24,7 +24,7 @@ module PatientHttpMonitor
       def of(task, processor, config)
         request = task.request
         JSON.generate("url" => url_of(request, config), "method" => request.http_method&.to_s&.upcase, "processor" => processor&.to_s)
-      rescue => error
+      rescue StandardError, ScriptError => error
         # Without the error's message, which may quote the URL.
         warn_through(config, "The request #{task.id.inspect} is registered without details: #{error.class}")
         nil
@@ -54,13 +54,14 @@ module PatientHttpMonitor
         found = []
         offset = 0
         while found.size < limit
-          now, records = yield offset, [limit - found.size, PAGE].min
+          # Behind records that cannot be read there may be many more of them: one at a time would never end.
+          now, records = yield offset, (offset.zero? ? [limit, PAGE].min : PAGE)
           break if records.empty?
 
           found.concat(records.filter_map { |id, registered, json| readable(id, now - registered, json) })
           offset += records.size
         end
-        found
+        found.first(limit)
       end
 
       private

@@ -60,8 +60,8 @@ module PatientHttpMonitor
 
     # @return [Array(Integer, (String, nil))] the capacity, and the processors as JSON
     def call
-      processors = @processors && told_processors
-      [capacity(processors), processors && JSON.generate(processors)]
+      processors, json = @processors && told_processors
+      [capacity(processors), json]
     end
 
     private
@@ -73,14 +73,17 @@ module PatientHttpMonitor
     end
 
     # A proof of life is worth more than what is shown of it: whatever is wrong here, the process pings.
+    #
+    # @return [Array(Hash, String), nil] them, and as JSON; nil where they are not told
     def told_processors
       loads = @processors.call
       raise TypeError, "no Hash" unless loads.is_a?(Hash)
 
-      loads.to_h do |name, load|
+      processors = loads.to_h do |name, load|
         [name.to_s, %w[inflight max_capacity].to_h { |key| [key, Integer(load.fetch(key.to_sym) { load.fetch(key) })] }]
       end
-    rescue => error
+      [processors, JSON.generate(processors)]
+    rescue StandardError, ScriptError => error
       LIMIT.line(error.class) do |note|
         ::Sidekiq.logger.warn("[PatientHttp::Sidekiq] This process pings without its processors: #{error.class} - " \
           "`processors:` must answer a Hash, name to {inflight:, max_capacity:}#{note}")

@@ -95,7 +95,7 @@ module PatientHttpMonitor
     rescue UnusableJobError => error
       refuse(orphan, nil, lease, error)
     rescue StandardError, ScriptError => error
-      refused?(job) ? refuse(orphan, job, lease, error) : fail_push(orphan, error, job)
+      refused?(orphan.payload) ? refuse(orphan, job, lease, error) : fail_push(orphan, error, job)
     else
       @failures_of_redis = 0
       @tally.recovered += 1
@@ -115,9 +115,9 @@ module PatientHttpMonitor
     end
 
     # Whether Sidekiq itself refuses the job, or cannot write it: an ArgumentError may come from a client middleware as well, and
-    # counts for nothing then.
-    def refused?(job)
-      ::Sidekiq.dump_json(Object.new.extend(::Sidekiq::JobUtil).send(:normalize_item, job))
+    # counts for nothing then. The job as it was registered is asked about: a middleware may have left anything in the args.
+    def refused?(payload)
+      ::Sidekiq.dump_json(Object.new.extend(::Sidekiq::JobUtil).send(:normalize_item, parse(payload)))
       false
     rescue
       true

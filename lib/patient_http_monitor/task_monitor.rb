@@ -250,6 +250,12 @@ module PatientHttp
       def initialize_copy(_other)
         raise TypeError, "a #{self.class} cannot be copied: make a new one with its config"
       end
+
+      private
+
+      def marshal_dump
+        raise TypeError, "a #{self.class} cannot be dumped: make a new one with its config"
+      end
     end
   end
 end

@@ -208,6 +208,11 @@ impl Pool {
         let started = LocalTime::now();
         loop {
             if let Some(connection) = self.take_idle(ruby) {
+                if connection.is_inherited() {
+                    // Another thread of this child closes those one by one, and lets Ruby run meanwhile; or it was interrupted.
+                    Connection::close(ruby, connection)?;
+                    continue;
+                }
                 if connection.idle_ms() <= self.idle_timeout || self.is_alive(ruby, connection)? {
                     return Ok(connection);
                 }

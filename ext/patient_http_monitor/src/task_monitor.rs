@@ -237,7 +237,12 @@ impl TaskMonitor {
         if LocalTime::now().ms_since(last) <= seconds_to_ms(interval) {
             return Ok(None);
         }
-        Ok(Some((Self::reported(ruby, this)?, Ttl::of_capacity(interval))))
+        match Self::reported(ruby, this) {
+            Ok(load) => Ok(Some((load, Ttl::of_capacity(interval)))),
+            // The request is worth more than the proof of life: who pings is told what is wrong, not who registers.
+            Err(error) if error.is_kind_of(ruby.exception_standard_error()) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// What people may see of a request, as JSON, where `config` wants that to be written.
