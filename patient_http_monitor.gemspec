@@ -15,7 +15,8 @@ Gem::Specification.new do |spec|
   spec.extensions = ["ext/patient_http_monitor/extconf.rb"]
   spec.metadata = {"rubygems_mfa_required" => "true"}
   spec.files = Dir[
-    "lib/**/*.rb", "sig/**/*.rbs", "ext/**/*.{rs,rb,toml,lua}", "Cargo.{toml,lock}", "README.md", "CHANGELOG.md", "LICENSE"
+    "lib/**/*.rb", "sig/**/*.rbs", "ext/**/*.{rs,rb,toml,lua}", "Cargo.{toml,lock}", "README.md", "CHANGELOG.md", "LICENSE",
+    base: __dir__
   ].reject { |path| path.include?("/tests/") }
 
   spec.add_dependency "rb_sys", "~> 0.9.87"

@@ -2,7 +2,7 @@
 
 desc "The specs with further servers and another Ruby (bin/lane), as a table (40 minutes); their output goes to tmp/"
 task lanes: :compile do
-  rows = %w[redis-7.0 valkey-8 valkey-9 ruby-3.4].map do |name|
+  rows = %w[rails redis-7.0 valkey-8 valkey-9 ruby-3.4].map do |name|
     log = "tmp/#{name}.log"
     status = system("bin/lane", name, out: log, err: %i[child out])
     text = File.read(log)

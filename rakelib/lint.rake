@@ -5,7 +5,7 @@ task lint: %i[warnings signatures documentation]
 
 desc "Fail on whatever ruby -w has to say about a file"
 task :warnings do
-  files = FileList["lib/**/*.rb", "ext/**/extconf.rb", "spec/**/*.rb", "examples/**/*.rb", "bench/**/*.rb", "rakelib/*.rake",
+  files = FileList["lib/**/*.rb", "ext/**/extconf.rb", "spec/**/*.rb", "examples/**/*.rb", "bench/**/*.rb", "rakelib/*.{rake,rb}",
     "Rakefile", "Gemfile", "*.gemspec"]
   complaints = files.reject do |file|
     IO.popen([RbConfig.ruby, "-wc", file], err: %i[child out], &:read) == "Syntax OK\n"

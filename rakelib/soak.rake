@@ -18,6 +18,11 @@ namespace :soak do
     soak.call("spec/memory_spec.rb")
   end
 
+  desc "Whole Sidekiq processes under load: ten times as many requests, restarts, deaths and outages (minutes)"
+  task application: :compile do
+    sh({"SOAK" => "1"}, "bin/lane", "sidekiq-8.1", "rspec", "spec/application")
+  end
+
   desc "The contract and the recoveries with a garbage collection at every allocation of a native method (hours)"
   task gc_stress: :compile do
     soak.call("-r", "support/gc_stress", "spec/contract", "spec/later", "spec/recovery", "spec/gc_stress_spec.rb")

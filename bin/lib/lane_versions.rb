@@ -1,8 +1,14 @@
 # frozen_string_literal: true
 
 # Tells in one line what a lane (see bin/lane) runs, by what it loads. Exits with 1 where that is not what the lane asks for.
+#
+#   ruby bin/lib/lane_versions.rb GEM...
 
-require "async" unless ENV.key?("LANE_WITHOUT_ASYNC")
+FURTHER = {
+  "async" => -> { Async::VERSION }, "rails" => -> { Rails.version }, "puma" => -> { Puma::Const::VERSION }
+}.freeze
+
+ARGV.each { |name| require name }
 require "sidekiq"
 require "redis-client"
 require "connection_pool"
@@ -15,7 +21,7 @@ abort "Sidekiq #{loaded} was loaded, which is not #{wanted}" unless wanted.satis
 
 versions = {
   "Ruby" => RUBY_VERSION, "Sidekiq" => Sidekiq::VERSION, "redis-client" => RedisClient::VERSION,
-  "connection_pool" => ConnectionPool::VERSION, "rack" => Rack.release, "json" => JSON::VERSION,
-  "async" => (Async::VERSION if defined?(Async))
-}.compact
+  "connection_pool" => ConnectionPool::VERSION, "rack" => Rack.release, "json" => JSON::VERSION
+}
+ARGV.each { |name| versions[name] = FURTHER.fetch(name).call }
 puts versions.map { |name, version| "#{name} #{version}" }.join(", ")
