@@ -34,6 +34,9 @@ module PatientHttpMonitor
       # @return [String] without user, password, query and fragment
       def sanitize(url)
         text = url.to_s.dup.force_encoding(Encoding::UTF_8).scrub.strip
+        # What follows is never shown, and it is what takes URI its time; only an "@" in it might be the end of a password.
+        shown = text[/\A[^?#]*/]
+        text = shown unless text.index("@", shown.size)
         uri = URI.parse(text)
         return without_what_follows(text) if uri.opaque || uri.host.nil?
         return UNREADABLE if password_beyond_authority?(uri, text)

@@ -41,7 +41,7 @@ module PatientHttpMonitor
 
         namespace = ::PatientHttp::Sidekiq
         namespace.const_defined?(:TaskMonitor, false) && !namespace.autoload?(:TaskMonitor, false) &&
-          namespace.const_get(:TaskMonitor, false).equal?(native)
+          namespace.const_get(:TaskMonitor, false).equal?(native) && whole?(native)
       end
 
       # @return [Boolean] whether the loaded patient_http-sidekiq knows of processors
@@ -51,6 +51,14 @@ module PatientHttpMonitor
       end
 
       private
+
+      # Whether its methods are its own: the Ruby file, loaded from a path that was unknown until then, would have reopened it. What
+      # an application prepends is its own business.
+      def whole?(native)
+        method = native.instance_method(:unregister)
+        method = method.super_method until method.nil? || method.owner.equal?(native)
+        method ? method.source_location.nil? : false
+      end
 
       def loaded_version
         specification = Gem.loaded_specs[GEM_NAME]
@@ -86,6 +94,8 @@ module PatientHttpMonitor
 
       # A later explicit require of the Ruby file would reopen this class and overwrite its methods.
       def mark_as_loaded
+        # Without a folder it stands for the file's name in whatever folder comes onto the load path later.
+        $LOADED_FEATURES << "#{FEATURE}.rb"
         paths = [$LOAD_PATH.resolve_feature_path(FEATURE)&.last]
         paths += Gem::Specification.stubs_for(GEM_NAME).map { |spec| File.join(spec.full_gem_path, "lib", "#{FEATURE}.rb") }
         paths.compact.select { |path| File.file?(path) }.map { |path| File.realpath(path) }.uniq.each do |path|

@@ -146,7 +146,7 @@ module PatientHttp
       #   capacities, summed, are the process's, unless `max_connections:` is given. If it fails, the process pings without.
       # @raise [ArgumentError] for what does not answer `call`
       def initialize(config, max_connections: nil, processors: nil)
-        set_up(config, ::PatientHttpMonitor.const_get(:ProcessLoad).of(config, max_connections, processors))
+        set_up_natively(config, ::PatientHttpMonitor.const_get(:ProcessLoad).of(config, max_connections, processors))
       end
 
       # @!method config
@@ -169,7 +169,7 @@ module PatientHttp
       # @raise [ArgumentError, TypeError] when `config` answers something that is no number of seconds; nothing is written
       # @raise [RedisClient::Error]
       def register(task, processor_name: nil)
-        enter(task, processor_name)
+        register_natively(task, processor_name)
       end
 
       # @!method unregister(task)

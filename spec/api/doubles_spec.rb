@@ -18,8 +18,8 @@ RSpec.describe PatientHttp::Sidekiq::TaskMonitor, "in a suite with RSpec's doubl
     register: [[:task], [:task, {processor_name: "llm"}], [:task, {processor_name: nil}]]
   }
   class_methods = {
-    inflight_count: [[]], inflight_counts_by_process: [[]], inflight_counts_by_processor: [[], [nil], [{}]], total_max_connections: [[]],
-    inflight_details: [[], [{limit: 10}]], sanitize_url: [["u"]], registered_process_ids: [[]], clear_all!: [[]],
+    inflight_count: [[]], inflight_counts_by_process: [[]], inflight_counts_by_processor: [[], [nil], [{}]],
+    total_max_connections: [[]], inflight_details: [[], [{limit: 10}]], sanitize_url: [["u"]], registered_process_ids: [[]], clear_all!: [[]],
     new: [[:config], [:config, {max_connections: -> {}}], [:config, {processors: -> {}}], [:config, {max_connections: nil, processors: nil}]]
   }
 

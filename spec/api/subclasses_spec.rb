@@ -38,15 +38,32 @@ RSpec.describe PatientHttp::Sidekiq::TaskMonitor, "as a Ruby class" do
 
     it "works through super, with arguments of its own" do
       expect(one.register(request, processor_name: "llm", tag: 1)).to be_nil
-      expect([one.registered?(request), one.update_heartbeats([request.id]), one.ping_process, one.gc_needed?]).to eq([true, nil, nil, true])
+      answers = [one.registered?(request), one.update_heartbeats([request.id]), one.ping_process, one.gc_needed?]
+      expect(answers).to eq([true, nil, nil, true])
       expect([one.unregister(request), one.cleanup_orphaned_requests, described_class.total_max_connections]).to eq([nil, 0, 4])
-      expect(one.calls).to eq(["sub", [:register, "llm", {tag: 1}], :registered?, :update_heartbeats, :ping_process, :gc_needed?, :unregister])
+      calls = %i[registered? update_heartbeats ping_process gc_needed? unregister]
+      expect(one.calls).to eq(["sub", [:register, "llm", {tag: 1}], *calls])
     end
 
     it "has the class's own methods and constants" do
       one.register(request)
       expect([subclass.inflight_count, subclass::GC_LOCK_KEY]).to eq([1, described_class::GC_LOCK_KEY])
       expect(one).to be_a(described_class)
+    end
+
+    it "may have methods of its own by any name that is not documented" do
+      own = Class.new(described_class) do
+        def initialize(config)
+          super
+          set_up
+        end
+
+        def set_up = @set_up = true
+
+        def enter = raise("not asked for")
+      end
+      expect(own.new(config).register(request)).to be_nil
+      expect(described_class.inflight_count).to eq(1)
     end
 
     it "says what is missing where its initialize does not call super" do

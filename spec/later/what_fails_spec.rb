@@ -54,4 +54,12 @@ RSpec.describe PatientHttp::Sidekiq::TaskMonitor, "beside callables that fail" d
     expect(found.map { |one| one[:request_id] }).to eq(%w[a])
     expect(commands.count { |_, name| name.casecmp?("HMGET") }).to be <= 8
   end
+
+  it "takes apart what stands before a query, whatever follows it" do
+    {
+      "https://user:pass@example.com/x?a b" => "https://example.com/x", "https://example.com/x#ü" => "https://example.com/x",
+      "https://user:pass@example.com?a=b@c" => "(unreadable URL)", "https://example.com/x?a=b@c" => "https://example.com/x",
+      "https://example.com/x?" => "https://example.com/x", "?" => "", "#a?b" => ""
+    }.each { |url, shown| expect(described_class.sanitize_url(url)).to eq(shown), "of #{url}" }
+  end
 end

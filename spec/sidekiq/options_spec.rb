@@ -20,7 +20,8 @@ RSpec.describe "With Sidekiq's options for a whole process, a recovered job" do
           puts sweep, LOGGER.errors
         RUBY
         expect(lines).to eq(%w[1])
-        expect(queued.first["args"]).to eq([1, 2.5, nil, true, "text", [[]], {"a" => {"b" => [1]}}, {"sym" => "bol"}, "1970-01-01 00:00:00 UTC"])
+        expect(queued.first["args"])
+          .to eq([1, 2.5, nil, true, "text", [[]], {"a" => {"b" => [1]}}, {"sym" => "bol"}, "1970-01-01 00:00:00 UTC"])
         expect(entries).to be_empty
       end
     end

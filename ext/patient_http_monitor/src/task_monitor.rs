@@ -459,8 +459,8 @@ pub(crate) fn init(ruby: &Ruby, module: RModule) -> Result<(), Error> {
     let class = ruby.get_inner(&CLASS);
     class.define_alloc_func::<TaskMonitor>();
     class_methods::init(class)?;
-    class.define_private_method("set_up", method!(TaskMonitor::set_up, 2))?;
-    class.define_private_method("enter", method!(TaskMonitor::enter, 2))?;
+    class.define_private_method("set_up_natively", method!(TaskMonitor::set_up, 2))?;
+    class.define_private_method("register_natively", method!(TaskMonitor::enter, 2))?;
     class.define_method("config", method!(TaskMonitor::config, 0))?;
     class.define_method("full_task_id", method!(TaskMonitor::full_task_id, 1))?;
     class.define_method("unregister", method!(TaskMonitor::unregister, 1))?;
