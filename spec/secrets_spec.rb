@@ -128,6 +128,21 @@ RSpec.describe "a password" do
     expect(heard).to include(wrong)
   end
 
+  it "shows in nothing where a connection is older than the password, and the server repeats the one that it was opened with" do
+    words = ["#{right}-1", "#{right}-2"]
+    # The first call waits for its answer until the second has opened a connection of its own.
+    answer = lambda do |_command|
+      eventually { words.empty? }
+      "-ERR you logged in with #{right}-1\r\n"
+    end
+    ScriptedServer.open("ZSCORE", answer) do |repeating|
+      via = create(url: "redis://127.0.0.1:#{repeating.port}/0", username: "reporter", password: ->(_user) { words.shift }, timeout: 20)
+      calls = Array.new(2) { Thread.new { Sidekiq::Client.via(via) { raised { monitor.registered?(task) } } } }
+      expect_hidden(calls.map(&:value), RedisClient::CommandError)
+      expect(words).to be_empty
+    end
+  end
+
   describe "behind TLS" do
     before(:context) do
       @dir = Dir.mktmpdir("patient_http_monitor")

@@ -10,7 +10,7 @@ RSpec.describe "The requests of an application" do
   include_context "with an application"
 
   # Most are done while a process that ends still waits for them; a few are not.
-  let(:times) { -> { (random.rand < 0.03) ? 4.0 : random.rand(0.02..0.5).round(3) } }
+  let(:times) { -> { (random.rand < 0.06) ? 4.0 : random.rand(0.02..0.5).round(3) } }
 
   it "are answered once each by one process that has many in flight" do
     start_processes(1)
@@ -31,12 +31,13 @@ RSpec.describe "The requests of an application" do
     old.quiet
     untouched = Array.new(5) { enqueue(0.1) }
     eventually { (short - answered.keys).empty? }
-    expect(queued).to match_array(untouched)
+    # Those that Sidekiq had begun to wait for are taken, and put back.
+    expect(eventually { queued.sort == untouched.sort }).to be(true)
     # For longer than the threshold, and beside a process that collects: a quiet process is no dead one.
     new = start_process.booted
     eventually { (untouched - answered.keys).empty? }
     sleep 3.5
-    expect(redis.call("GET", Registry::GC_LAST_RUN)).not_to be_nil
+    expect(eventually { redis.call("EXISTS", Registry::GC_LAST_RUN) == 1 }).to be(true)
     expect(in_flight.each_key).to all(satisfy { |id| old.own?(id) })
     expect(counts.not_asked_once).to eq({})
     expect(old.terminate).to be_success
@@ -64,11 +65,11 @@ RSpec.describe "The requests of an application" do
       end
     end
     counts = settled
-    report_counts("rolling restart", counts, "given back #{counts.asked_again.size}")
+    given_back = processes.flat_map(&:given_back)
+    report_counts("rolling restart", counts, "given back #{given_back.size}")
     expect(counts.not_answered_once).to eq({})
-    # What was given back, and nothing else.
-    expect(counts.asked.values.max).to be <= 3
-    expect(counts.asked_again).to all(end_with("/4.0"))
+    # A request that was given back may have been sent already; no other is sent again.
+    expect(counts.asked.select { |path, times| times > 1 + given_back.count(path) }).to eq({})
     processes.last(3).each { |process| process.signal(:TERM) }
     expect(processes.last(3).map(&:terminate)).to all(be_success)
     expect(processes.map(&:log).grep(/orphaned/)).to eq([])

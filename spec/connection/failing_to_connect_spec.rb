@@ -18,12 +18,12 @@ RSpec.describe "a Redis that cannot be connected to" do
   it "raises CannotConnectError at once where nobody listens, with host and port, and without the password" do
     port = RedisServer.free_port
     ours = theirs = nil
-    elapsed = seconds { ours, theirs = both_errors(url: "redis://someone:s3cret-word@127.0.0.1:#{port}/1") }
+    elapsed = seconds { ours, theirs = both_errors(url: "redis://someone:s3cret-word@127.0.0.1:#{port}/1", timeout: 30) }
 
     expect([ours.class, theirs.class]).to eq([RedisClient::CannotConnectError] * 2)
     expect(ours.message).to include("127.0.0.1:#{port}")
     expect(text_of(ours)).not_to include("s3cret-word")
-    expect(elapsed).to be < 0.5
+    expect(elapsed).to be < 2
   end
 
   it "raises CannotConnectError for a host name that does not exist" do
@@ -114,17 +114,21 @@ RSpec.describe "a Redis that cannot be connected to" do
   end
 
   context "when the garbage collector does not happen to run" do
+    # In s: were a place lost by each failure, a later call would wait for one.
+    let(:patience) { {timeout: 30, pool_timeout: 30} }
+    let(:settings) { {url: server.url, **patience} }
+
     before { GC.disable }
     after { GC.enable }
 
     it "says so each time, however often it is asked" do
       monitor = monitor()
-      Sidekiq::Client.via(Sidekiq::RedisConnection.create(url: "redis://127.0.0.1:#{RedisServer.free_port}")) do
+      Sidekiq::Client.via(Sidekiq::RedisConnection.create(url: "redis://127.0.0.1:#{RedisServer.free_port}", **patience)) do
         120.times do
           error = nil
           elapsed = seconds { error = raised { monitor.register(task) } }
           expect(error).to be_a(RedisClient::CannotConnectError)
-          expect(elapsed).to be < 0.5
+          expect(elapsed).to be < 2
         end
       end
     end
@@ -135,7 +139,7 @@ RSpec.describe "a Redis that cannot be connected to" do
       120.times { expect { monitor.register(task) }.to raise_error(RedisClient::CannotConnectError) }
       server.start
 
-      expect(seconds { monitor.register(task) }).to be < 0.5
+      expect(seconds { monitor.register(task) }).to be < 2
       expect(monitor.registered_task_ids.size).to eq(1)
     end
   end

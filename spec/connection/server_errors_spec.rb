@@ -2,6 +2,7 @@
 
 require "spec_helper"
 require "support/own_server"
+require "support/scripted_server"
 
 RSpec.describe "a Redis that refuses" do
   include_context "with a server of its own"
@@ -97,6 +98,22 @@ RSpec.describe "a Redis that refuses" do
       server.call("CONFIG", "SET", "maxmemory", "0")
       monitor.register(task("a"))
       expect(monitor.registered?(task("a"))).to be(true)
+    end
+  end
+
+  # A Redis 7.0 that is full refuses the transaction, too, and an ACL the script that is tried then. Neither is what is wrong.
+  it "because its memory is full and its ACL allows no script raises OutOfMemoryError from unregister" do
+    answers = lambda do |command|
+      case command.first.upcase
+      when "ZREM", "HDEL" then "-OOM command not allowed when used memory > 'maxmemory'.\r\n"
+      when "EVAL", "EVALSHA" then "-NOPERM User reporter has no permissions to run the 'evalsha' command\r\n"
+      end
+    end
+    ScriptedServer.open("EXEC", "-EXECABORT Transaction discarded because of previous errors.\r\n") do |full|
+      full.define_singleton_method(:answer_to) { |command| answers.call(command) || super(command) }
+      Sidekiq::Client.via(Sidekiq::RedisConnection.create(url: full.url, timeout: 5, reconnect_attempts: 0)) do
+        expect { monitor.unregister(task) }.to raise_error(RedisClient::OutOfMemoryError, /OOM/)
+      end
     end
   end
 

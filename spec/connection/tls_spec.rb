@@ -171,4 +171,45 @@ RSpec.describe "a Redis behind TLS" do
       expect(eventually { clients_of(@server).map { |client| client["id"] } == parents }).to be(true)
     end
   end
+
+  describe "of which the handshake never ends" do
+    # Accepts, and says nothing.
+    around do |example|
+      @silent = TCPServer.new("127.0.0.1", 0)
+      @peers = []
+      accepting = Thread.new { loop { @peers << @silent.accept } }
+      example.run
+    ensure
+      accepting.kill.join
+      [@silent, *@peers].each(&:close)
+      GC.enable
+    end
+
+    def open_descriptors
+      Dir.children("/proc/self/fd").size
+    end
+
+    {"Thread#kill" => :kill.to_proc, "Thread#raise" => ->(thread) { thread.raise(KeyError, "enough") }}.each do |name, interrupt|
+      it "leaves no descriptor behind by #{name}, nor waits for the garbage collector to close it" do
+        skip "this system does not list a process's descriptors" unless Dir.exist?("/proc/self/fd")
+        pool = Sidekiq::RedisConnection.create(url: "rediss://127.0.0.1:#{@silent.local_address.ip_port}", timeout: 60,
+          ssl_params: {verify_mode: OpenSSL::SSL::VERIFY_NONE})
+        monitor = monitor()
+        GC.disable
+        before = open_descriptors
+        threads = Array.new(20) do
+          Thread.new do
+            Thread.current.report_on_exception = false
+            Sidekiq::Client.via(pool) { monitor.registered?(task) }
+          end
+        end
+        eventually { @peers.size == 20 && threads.all?(&:stop?) }
+        threads.each(&interrupt)
+        expect(threads.map { |thread| raised { thread.join }.class }.uniq).to eq([(name == "Thread#kill") ? NilClass : KeyError])
+        eventually { open_descriptors == before + 20 }
+        expect(open_descriptors - before - @peers.size).to eq(0)
+        expect(pool_counts(pool)).to eq([0, 0])
+      end
+    end
+  end
 end

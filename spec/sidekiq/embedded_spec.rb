@@ -1,12 +1,12 @@
 # frozen_string_literal: true
 
 require "spec_helper"
-require "support/application"
+require "support/sidekiq_application"
 require "support/registry"
 
 # That a job's calls go to the pool of its capsule is in spec/connection/moments_spec.rb.
 RSpec.describe "In a process that embeds Sidekiq, a monitor" do
-  include Application
+  include SidekiqApplication
 
   # As patient_http does it: the monitor begins with Sidekiq and ends with it, and a thread of its own pings and sweeps.
   let(:embedded) { <<~RUBY }

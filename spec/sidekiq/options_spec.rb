@@ -1,11 +1,11 @@
 # frozen_string_literal: true
 
 require "spec_helper"
-require "support/application"
+require "support/sidekiq_application"
 require "support/registry"
 
 RSpec.describe "With Sidekiq's options for a whole process, a recovered job" do
-  include Application
+  include SidekiqApplication
 
   describe "under strict_args!" do
     # What JSON brings back is native JSON, whatever was registered.

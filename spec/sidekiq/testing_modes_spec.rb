@@ -1,12 +1,12 @@
 # frozen_string_literal: true
 
 require "spec_helper"
-require "support/application"
+require "support/sidekiq_application"
 require "support/registry"
 
 # That fake!, inline! and disable! get the recovered jobs at all is in spec/recovery/test_suites_spec.rb.
 RSpec.describe "Under Sidekiq's testing modes, a recovered job" do
-  include Application
+  include SidekiqApplication
 
   def under(mode, script)
     application(<<~RUBY, libraries: ["sidekiq", "sidekiq/testing"])

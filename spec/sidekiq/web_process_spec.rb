@@ -1,12 +1,12 @@
 # frozen_string_literal: true
 
 require "spec_helper"
-require "support/application"
+require "support/sidekiq_application"
 require "support/registry"
 
 # A process that shows Sidekiq's pages, with one about the registry: it calls the class alone, and makes no monitor.
 RSpec.describe "In Sidekiq's web process, a page about the registry" do
-  include Application
+  include SidekiqApplication
 
   let(:web_process) { <<~RUBY }
     require "rack/mock"

@@ -58,7 +58,7 @@ class AnsweringServer
     end
     sleep Float(path.split("/").last) unless path.end_with?("/held")
     body = self.class.answer_to(path)
-    client.write("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: #{body.bytesize}\r\nConnection: close\r\n\r\n#{body}")
+    client.write("HTTP/1.1 200 OK\r\nContent-Length: #{body.bytesize}\r\nConnection: close\r\n\r\n#{body}")
   rescue SystemCallError, IOError, NoMethodError
     # Whoever asked is gone.
     nil

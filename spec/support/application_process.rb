@@ -80,6 +80,11 @@ class ApplicationProcess
     !@status.nil?
   end
 
+  # @return [Array<String>] the paths of the requests that it gave back to Sidekiq
+  def given_back
+    log.scan(/Given back: (\S+)/).flatten
+  end
+
   # @return [String]
   def log
     File.read(@log, encoding: "UTF-8").scrub

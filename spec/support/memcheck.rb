@@ -65,9 +65,19 @@ class Memcheck
       output, status = Open3.capture2e({"RACK_ENV" => "test", "REDIS_PROVIDER" => nil}.merge(env), *command)
       raise "the run ended with #{status}:\n#{output[-4_000..] || output}" unless status.success? && output.end_with?("complete\n")
 
-      all = Dir.glob("#{reports}/*.xml").flat_map { |file| File.binread(file).scan(%r{<error>.*?</error>}m) }
-      all.select { |error| ours?(error) }.map { |error| readable(error) }
+      of_ours(reports)
     end
+  end
+
+  # @param reports [String] a folder of valgrind's reports
+  # @return [Array<String>] the errors of ours: what, and the frames of each stack
+  # @raise [RuntimeError] when there is no report: then there was no valgrind
+  def of_ours(reports)
+    files = Dir.glob("#{reports}/*.xml")
+    raise "valgrind has left no report in #{reports}" if files.empty?
+
+    all = files.flat_map { |file| File.binread(file).scan(%r{<error>.*?</error>}m) }
+    all.select { |error| ours?(error) }.map { |error| readable(error) }
   end
 
   private

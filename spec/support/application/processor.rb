@@ -10,8 +10,8 @@ module Application
   Request = Struct.new(:id, :task_handler, :path, :handed_over, :asking)
   TaskHandler = Data.define(:sidekiq_job)
 
-  # Keeps many HTTP requests in flight, each in a fiber of one reactor in a thread of its own. Every call of the monitor's comes
-  # from such a fiber.
+  # Keeps many HTTP requests in flight, each in a fiber of one reactor in a thread of its own, which registers it first and
+  # unregisters it last.
   class Processor
     # How long the requests in flight may take at shutdown, in s, before they are given back. Sidekiq allows its jobs more.
     PATIENCE = 2
@@ -137,8 +137,10 @@ module Application
       die_where_told
     end
 
+    # The job as it came. Repeated after a lost answer, it is there twice: at least once is what Sidekiq promises of any push.
     def give_back(request)
       Sidekiq::Client.push(request.task_handler.sidekiq_job)
+      Sidekiq.logger.info("Given back: #{request.path}")
     end
 
     # At the one moment when a request is answered and in flight: no signal from outside finds it.
