@@ -18,7 +18,7 @@ class NativeGem
     @source = source
     @libraries = libraries.transform_values { |path| File.expand_path(path) }
     unless libraries.any? && MINORS.each_cons(libraries.size).include?(minors)
-      raise ArgumentError, "a precompiled gem is for neighbouring versions of Ruby out of #{MINORS.join(", ")}, not for #{minors.join(", ")}"
+      raise ArgumentError, "a precompiled gem is for neighbours among Ruby #{MINORS.join(", ")}, not for #{minors.join(", ")}"
     end
   end
 
@@ -50,7 +50,8 @@ class NativeGem
 
   # @return [String, nil] the oldest C library that has all that the libraries ask for; nil where that is not glibc
   def glibc
-    @libraries.values.flat_map { |path| File.binread(path).scan(/GLIBC_(\d+(?:\.\d+)+)/).flatten }.max_by { |version| Gem::Version.new(version) }
+    symbols = @libraries.values.flat_map { |path| File.binread(path).scan(/GLIBC_(\d+(?:\.\d+)+)/) }.flatten
+    symbols.max_by { |version| Gem::Version.new(version) }
   end
 
   def minors

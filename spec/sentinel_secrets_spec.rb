@@ -39,7 +39,8 @@ RSpec.describe "a password of Sentinel" do
   it "shows in nothing where a sentinel quotes another command that it does not know" do
     error = error_where_is_said("unknown command 'AUTH', with args beginning with: '%<password>s' ")
     expect(error).to be_a(RedisClient::Error)
-    expect(error.message).to include("unknown command 'AUTH'")
+    # Later versions of redis-client take any unknown command here for HELLO.
+    expect(error.message).to match(/unknown command 'AUTH'|requires Redis 6/)
     expect_hidden(error)
   end
 
@@ -52,7 +53,10 @@ RSpec.describe "a password of Sentinel" do
 
   it "shows in nothing where a real server does not know HELLO" do
     file = Dir::Tmpname.create("patient_http_monitor") { |path| File.write(path, "rename-command HELLO \"\"\n") }
-    server = RedisServer.start(include: file)
+    server = RedisServer.new(include: file)
+    # This one greets nobody.
+    server.define_singleton_method(:client) { @client ||= RedisClient.config(host: "127.0.0.1", port: port, protocol: 2).new_client }
+    server.start
     server.call("CONFIG", "SET", "requirepass", word)
     error = error_at(server.port)
     expect(error).to be_a(RedisClient::UnsupportedServer)
