@@ -41,7 +41,7 @@ RSpec.describe "A process whose background threads are in the middle of calls, a
   end
 
   # Less than the calls' timeout: what still waits for a frozen Redis is killed then.
-  let(:limit) { 20 }
+  let(:limit) { 40 }
 
   after { Process.kill(:CONT, server.pid) }
 
@@ -141,7 +141,7 @@ RSpec.describe "A call in a thread that may start no other" do
 
   it "ends by what interrupts it, and closes its connection" do
     outcome = ruby(program, env: {"URL" => server.url, "SERVER_PID" => server.pid.to_s}, limit: 40)
-    expect(outcome.output.lines(chomp: true)).to eq(["killed: ended", "raised into: KeyError", "timed out: Timeout::Error", "open sockets: 0"]),
-      outcome.to_s
+    told = ["killed: ended", "raised into: KeyError", "timed out: Timeout::Error", "open sockets: 0"]
+    expect(outcome.output.lines(chomp: true)).to eq(told), outcome.to_s
   end
 end

@@ -63,6 +63,12 @@ class ApplicationProcess
     Process.kill(name, pid)
   end
 
+  # Returns when it stands still: until then it may go on taking jobs.
+  def stop
+    signal(:STOP)
+    Process.wait(pid, Process::WUNTRACED)
+  end
+
   # However it is at the moment.
   def kill
     return if ended?
