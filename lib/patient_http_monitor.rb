@@ -33,7 +33,7 @@ module PatientHttpMonitor
     #
     # @return [Boolean]
     def testing?
-      return ::PatientHttp.testing? ? true : false if ::PatientHttp.respond_to?(:testing?)
+      return ::PatientHttp.testing? ? true : false if defined?(::PatientHttp) && ::PatientHttp.respond_to?(:testing?)
 
       TEST_VARIABLES.any? { |name| ENV[name] == "test" }
     end

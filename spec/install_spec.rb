@@ -139,9 +139,9 @@ RSpec.describe "putting the class into its place" do
     it "leaves the name free where there is no Ruby class" do
       outcome = ruby(<<~RUBY, env: env)
         require "patient_http_monitor"
-        puts defined?(PatientHttp::Sidekiq::TaskMonitor).inspect, PatientHttpMonitor.installed?
+        puts defined?(PatientHttp::Sidekiq::TaskMonitor).inspect, PatientHttpMonitor.installed?, PatientHttpMonitor.testing?
       RUBY
-      expect([outcome.output, outcome.errors]).to eq(["nil\nfalse", ""]), outcome.to_s
+      expect([outcome.output, outcome.errors]).to eq(["nil\nfalse\ntrue", ""]), outcome.to_s
     end
   end
 

@@ -9,6 +9,12 @@ debian_codename() {
 apt_list() { echo "/etc/apt/sources.list.d/$1.sources"; } # NAME
 apt_pin() { echo "/etc/apt/preferences.d/$1"; }           # NAME
 
+# Whether the machine's own sources have a suite.
+serves() { # SUITE
+  local files=(/etc/apt/sources.list /etc/apt/sources.list.d/*.list /etc/apt/sources.list.d/*.sources)
+  { cat "${files[@]}" 2>/dev/null || true; } | grep -Eq "^(Suites:|deb )(.* )?$1( |\$)"
+}
+
 # Makes SUITE a further package source, in files called NAME. It is the machine's own Debian source with the suite's name changed,
 # so that its mirror and its key are kept. PRIORITY is lower than that of everything the machine has, so that nothing moves to the
 # suite by itself.
@@ -16,6 +22,8 @@ add_suite() { # SUITE PRIORITY NAME
   local added=$1 priority=$2 list pin own source
   list=$(apt_list "$3") pin=$(apt_pin "$3") own=$(debian_codename)
   if [ "$own" = "$added" ] && [ ! -e "$list" ]; then return; fi
+  # Whoever has the suite already keeps it as it is: a pin would move packages.
+  if [ ! -e "$list" ] && serves "$added"; then return; fi
   if [ -s "$list" ] && [ -s "$pin" ]; then return; fi
   source=$(
     # An empty line after each file, so that its last entry ends there.
@@ -45,6 +53,7 @@ add_suite() { # SUITE PRIORITY NAME
     exit 1
   fi
   say "adding the suite $added as a further package source ($list), pinned low: nothing else moves to it by itself"
-  printf 'Package: *\nPin: release n=%s\nPin-Priority: %s\n' "$added" "$priority" >"$pin"
+  # The experimental suite has a name of its own.
+  printf 'Package: *\nPin: release n=%s\nPin-Priority: %s\n' "${added/#experimental/rc-buggy}" "$priority" >"$pin"
   printf '%s\nComponents: main\n' "$source" >"$list"
 }

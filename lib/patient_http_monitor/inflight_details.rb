@@ -1,5 +1,6 @@
 # frozen_string_literal: true
 
+require "timeout"
 require "uri"
 
 module PatientHttpMonitor
@@ -14,7 +15,9 @@ module PatientHttpMonitor
     UNREADABLE = "(unreadable URL)"
     # How many records one request to Redis reads.
     PAGE = 500
-    private_constant :PAGE
+    # More there cannot be.
+    MOST = 2**31
+    private_constant :PAGE, :MOST
 
     class << self
       # @param task [#request]
@@ -24,10 +27,23 @@ module PatientHttpMonitor
       def of(task, processor, config)
         request = task.request
         JSON.generate("url" => url_of(request, config), "method" => request.http_method&.to_s&.upcase, "processor" => processor&.to_s)
-      rescue StandardError, ScriptError => error
+      rescue StandardError, ScriptError, SystemStackError => error
+        failed(task, config, error)
+      end
+
+      # @param error [Exception] what kept the details from being built
+      # @return [nil]
+      # @raise [Timeout::Error, Async::TimeoutError] which are not of the details' making, but the caller's time that is over
+      def failed(task, config, error)
+        raise error if time_is_over?(error)
+
         # Without the error's message, which may quote the URL.
         warn_through(config, "The request #{task.id.inspect} is registered without details: #{error.class}")
-        nil
+      end
+
+      # @return [Boolean] whether it came from who waits for the call
+      def time_is_over?(error)
+        error.is_a?(::Timeout::Error) || (defined?(::Async::TimeoutError) && error.is_a?(::Async::TimeoutError)) || false
       end
 
       # @param url [#to_s]
@@ -43,7 +59,7 @@ module PatientHttpMonitor
 
         port = ":#{uri.port}" if uri.port && uri.port != uri.default_port
         "#{"#{uri.scheme}:" if uri.scheme}//#{uri.host}#{port}#{uri.path}"
-      rescue
+      rescue StandardError, ScriptError
         text ? without_what_follows(text) : UNREADABLE
       end
 
@@ -54,6 +70,7 @@ module PatientHttpMonitor
       #   ms, JSON
       # @return [Array<Hash>]
       def oldest(limit)
+        limit = [limit, MOST].min
         found = []
         offset = 0
         while found.size < limit
@@ -75,7 +92,7 @@ module PatientHttpMonitor
 
         case text[%r{//[^/?#]*}]
         when /:\z/ then text.include?("@")
-        when /:/ then uri.path.include?("@")
+        when /:/ then uri.path.include?("@") || (uri.path.empty? && text.include?("@"))
         end
       end
 
@@ -104,8 +121,10 @@ module PatientHttpMonitor
       def warn_through(config, line)
         logger = config.logger if config.respond_to?(:logger)
         (logger || ::Sidekiq.logger).warn("[PatientHttp::Sidekiq] #{line}")
+        nil
       rescue => error
         ::Sidekiq.logger.warn("[PatientHttp::Sidekiq] #{line} (and the config's logger failed: #{error.class})")
+        nil
       end
     end
   end

@@ -31,7 +31,7 @@ module PatientHttpMonitor
 
       # @return [Boolean] whether the Ruby class is to be left alone
       def off?
-        ENV[SWITCH] == OFF
+        ENV[SWITCH].to_s.strip.casecmp?(OFF)
       end
 
       # @param native [Class]

@@ -15,7 +15,11 @@ module PatientHttpMonitor
         namespace.redis(&block)
       end
     end
-    private_constant :PLACE, :Behind
+    # What was found behind it: which config was lent while Sidekiq's pool was that one, and when, in s.
+    Found = Struct.new(:pool, :config, :sidekiq_pool, :at)
+    # For how long that holds, in s: each look takes a client out of both pools.
+    HOLDS = 1.0
+    private_constant :PLACE, :Behind, :Found, :HOLDS
 
     class << self
       # The pool that patient_http-sidekiq names for its Redis.
@@ -25,9 +29,12 @@ module PatientHttpMonitor
       def of_namespace(namespace)
         return namespace.redis_pool if namespace.respond_to?(:redis_pool)
 
-        # Asked once: it takes a client out of each pool.
-        @behind = behind(namespace) unless defined?(@behind)
-        @behind
+        sidekiq_pool = ::Sidekiq.redis_pool
+        found = @found
+        unless found && found.sidekiq_pool.equal?(sidekiq_pool) && now - found.at < HOLDS
+          @found = found = look_behind(namespace, sidekiq_pool, found)
+        end
+        found.pool
       end
 
       # @param sidekiq_pool [ConnectionPool]
@@ -38,10 +45,17 @@ module PatientHttpMonitor
 
       private
 
-      # Where it lends Sidekiq's own clients, Sidekiq's pool of the moment is the right one.
-      def behind(namespace)
-        theirs = namespace.redis { |client| client.config }
-        Behind.new(namespace) unless theirs.equal?(::Sidekiq.redis { |client| client.config })
+      # Where it lends Sidekiq's own clients, Sidekiq's pool of the moment is the right one; also where it lends something else than
+      # clients of redis-client.
+      def look_behind(namespace, sidekiq_pool, last)
+        config = namespace.redis { |client| client.config if client.respond_to?(:config) }
+        own = config.nil? || config.equal?(sidekiq_pool.with { |client| client.config })
+        pool = (last&.pool && config.equal?(last.config)) ? last.pool : Behind.new(namespace) unless own
+        Found.new(pool, config, sidekiq_pool, now)
+      end
+
+      def now
+        Process.clock_gettime(Process::CLOCK_MONOTONIC)
       end
 
       def add(sidekiq_pool)

@@ -7,7 +7,9 @@ module PatientHttpMonitor
   class ProcessLoad
     # What keeps a process from telling its processors is said once a minute.
     LIMIT = LineLimit.new(60)
-    private_constant :LIMIT
+    # What Redis and every version can add up.
+    MOST = 2**53
+    private_constant :LIMIT, :MOST
 
     class << self
       # @param config [#max_connections]
@@ -82,8 +84,13 @@ module PatientHttpMonitor
       processors = loads.to_h do |name, load|
         [name.to_s, %w[inflight max_capacity].to_h { |key| [key, Integer(load.fetch(key.to_sym) { load.fetch(key) })] }]
       end
+      sum = processors.each_value.sum { |load| load["max_capacity"] }
+      raise RangeError, "a capacity of #{sum}" if sum.abs > MOST
+
       [processors, JSON.generate(processors)]
-    rescue StandardError, ScriptError => error
+    rescue StandardError, ScriptError, SystemStackError => error
+      raise if InflightDetails.time_is_over?(error)
+
       LIMIT.line(error.class) do |note|
         ::Sidekiq.logger.warn("[PatientHttp::Sidekiq] This process pings without its processors: #{error.class} - " \
           "`processors:` must answer a Hash, name to {inflight:, max_capacity:}#{note}")

@@ -93,8 +93,8 @@ module PatientHttp
         # What may be shown of a URL. Where `config.inflight_url_sanitizer` is set, that is called for the details instead.
         #
         # @param url [#to_s]
-        # @return [String] without user, password, query and fragment; for what is no URL by the book and may hold a password, words
-        #   that say so. Never raises.
+        # @return [String] without user, password, query and fragment. Where a password may hide elsewhere (what is no URL by the book,
+        #   or has an "@" in its path behind a user or a port), words that say so. Never raises.
         def sanitize_url(url)
           internal(:InflightDetails).sanitize(url)
         end
@@ -132,7 +132,7 @@ module PatientHttp
         end
 
         def sum_of(loads)
-          %i[inflight max_capacity].to_h { |key| [key, loads.sum { |load| load[key] }] }
+          %i[inflight max_capacity].to_h { |key| [key, loads.sum { |load| load[key] || 0 }] }
         end
       end
 

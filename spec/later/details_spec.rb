@@ -3,6 +3,7 @@
 require "spec_helper"
 require "logger"
 require "stringio"
+require "timeout"
 require "support/registry"
 require "support/sidekiq_hooks"
 
@@ -110,10 +111,29 @@ RSpec.describe PatientHttp::Sidekiq::TaskMonitor, "details of the requests in fl
     expect(stored("own")["url"]).to eq("https://example.com/.../x")
   end
 
-  it "stand or fall with the registration: one transaction" do
-    REDIS.call("SET", details, "of another type")
-    expect { monitor.register(request("a")) }.to raise_error(RedisClient::CommandError, /WRONGTYPE/)
-    names = redis_commands { REDIS.call("DEL", details) and monitor.register(request("b")) }.map { |_, name| name.downcase }
+  it "stop neither a registration nor its end when their keys are of another type" do
+    [details, index].each { |key| REDIS.call("SET", key, "of another type") }
+    expect([monitor.register(request("a")), monitor.registered?(request("a"))]).to eq([nil, true])
+    expect([monitor.unregister(request("a")), monitor.registered?(request("a"))]).to eq([nil, false])
+  end
+
+  it "do not stop a registration when the config fails to tell whether they are wanted" do
+    config.define_singleton_method(:inflight_details?) { raise KeyError, "no such setting" }
+    expect(monitor.register(request("a"))).to be_nil
+    expect([monitor.registered?(request("a")), sizes]).to eq([true, [0, 0]])
+    expect(log.string).to match(/"a" is registered without details: KeyError$/)
+  end
+
+  it "let a timeout through that comes while they are built, and nothing is registered" do
+    [Timeout::Error, Class.new(Timeout::Error)].each do |error|
+      config.inflight_url_sanitizer = ->(_) { sleep }
+      expect { Timeout.timeout(0.05, error) { monitor.register(request("a")) } }.to raise_error(error)
+    end
+    expect([described_class.inflight_count, log.string]).to eq([0, ""])
+  end
+
+  it "are written in one transaction with the entry" do
+    names = redis_commands { monitor.register(request("b")) }.map { |_, name| name.downcase }
     expect(names.drop_while { |name| name != "multi" }).to start_with(%w[multi zadd hset expire expire zadd hset expire expire exec])
   end
 
@@ -140,6 +160,7 @@ RSpec.describe PatientHttp::Sidekiq::TaskMonitor, "details of the requests in fl
       expect(described_class.inflight_details.map { |one| one[:request_id] }).to eq((0...100).step(2).map(&:to_s))
       expect(described_class.inflight_details(limit: 3).map { |one| one[:request_id] }).to eq(%w[0 2 4])
       expect(described_class.inflight_details(limit: 1_000).size).to eq(60)
+      expect(described_class.inflight_details(limit: 2**70).size).to eq(60)
       expect(described_class.inflight_details(limit: 0)).to eq([])
     end
 
@@ -182,6 +203,9 @@ RSpec.describe PatientHttp::Sidekiq::TaskMonitor, "details of the requests in fl
       "https://[::1]:9/a?b" => "https://[::1]:9/a",
       "https://example.com:443/x" => "https://example.com/x",
       "https://user:12/s3cret@example.com" => "(unreadable URL)",
+      "https://user:12?s3cret@example.com" => "(unreadable URL)",
+      "https://user:12#s3cret@example.com/x" => "(unreadable URL)",
+      "https://example.com:8443/x?mail=a@example.com" => "https://example.com:8443/x",
       "HTTPS://Example.com" => "https://Example.com",
       "data:text/plain,x?y" => "data:text/plain,x",
       "" => "", nil => "", :sym => "sym", 12 => "12",
@@ -194,9 +218,11 @@ RSpec.describe PatientHttp::Sidekiq::TaskMonitor, "details of the requests in fl
     end
 
     it "never raises, whatever it is given, and shows nothing of a password" do
-      odd = Object.new
-      def odd.to_s = raise("no text")
-      expect(described_class.sanitize_url(odd)).to eq("(unreadable URL)")
+      [RuntimeError, NotImplementedError].each do |error|
+        odd = Object.new
+        odd.define_singleton_method(:to_s) { raise error }
+        expect(described_class.sanitize_url(odd)).to eq("(unreadable URL)")
+      end
       random = Random.new(RSpec.configuration.seed)
       characters = ["/", "?", "#", "@", ":", "[", "]", "%", " ", "\\", "a", "ü", "&", "=", "\n", ";", "//"]
       5_000.times do

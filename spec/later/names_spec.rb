@@ -62,7 +62,7 @@ RSpec.describe PatientHttp::Sidekiq::TaskMonitor, "names of the later versions" 
     # What is found out once is found out anew in each example.
     before do
       pools = PatientHttpMonitor.const_get(:Pools)
-      pools.remove_instance_variable(:@behind) if pools.instance_variable_defined?(:@behind)
+      pools.remove_instance_variable(:@found) if pools.instance_variable_defined?(:@found)
     end
 
     it "takes PatientHttp::Sidekiq.redis_pool" do
@@ -79,6 +79,23 @@ RSpec.describe PatientHttp::Sidekiq::TaskMonitor, "names of the later versions" 
     it "takes the one behind PatientHttp::Sidekiq.redis, where that is all there is" do
       pool = theirs
       expect(define(:redis) { |&block| pool.with(&block) }).to be(true)
+    end
+
+    it "follows what PatientHttp::Sidekiq.redis lends when that changes, also from Sidekiq's own clients" do
+      lent = Thread.new { Sidekiq.redis_pool }.value
+      PatientHttp::Sidekiq.define_singleton_method(:redis) { |&block| lent.with(&block) }
+      expect(registered_there?).to be(false)
+      lent = theirs
+      expect(eventually { registered_there? }).to be(true)
+      lent = Sidekiq::RedisConnection.create(url: server.url(4))
+      expect(eventually { registered_there? && server.client.call("SELECT", 4) && server.call("EXISTS", Registry::INDEX) == 1 }).to be(true)
+    ensure
+      server.client.call("SELECT", 0)
+      PatientHttp::Sidekiq.singleton_class.send(:remove_method, :redis)
+    end
+
+    it "takes Sidekiq's where PatientHttp::Sidekiq.redis lends what redis-client did not make" do
+      expect(define(:redis) { |&block| block.call(Object.new) }).to be(false)
     end
 
     it "follows Sidekiq's where PatientHttp::Sidekiq.redis lends Sidekiq's own clients" do

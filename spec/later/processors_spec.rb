@@ -57,7 +57,8 @@ RSpec.describe PatientHttp::Sidekiq::TaskMonitor, "what a process says of itself
   end
 
   it "is a proof of life still when the processors cannot be told, with one line a minute" do
-    [-> { raise "broken" }, -> {}, -> { [1] }, -> { {a: 1} }, -> { {a: {inflight: "x", max_capacity: 1}} }, -> { {a: {inflight: 1}} }]
+    [-> { raise "broken" }, -> {}, -> { [1] }, -> { {a: 1} }, -> { {a: {inflight: "x", max_capacity: 1}} }, -> { {a: {inflight: 1}} },
+      -> { {a: {inflight: 1, max_capacity: 2**70}} }]
       .each do |processors|
         monitor = described_class.new(config(max_connections: 7), processors: processors)
         lines = sidekiq_log(Logger::WARN) { 2.times { expect(monitor.ping_process).to be_nil } }
@@ -100,6 +101,8 @@ RSpec.describe PatientHttp::Sidekiq::TaskMonitor, "what a process says of itself
         expect(described_class.inflight_counts_by_processor(processes)).to eq(sums)
       end
       expect(described_class.inflight_counts_by_processor({})).to eq({})
+      expect(described_class.inflight_counts_by_processor({"h:1" => {processors: {"a" => {inflight: 1}}}}))
+        .to eq("a" => {inflight: 1, max_capacity: 0})
       expect(described_class.inflight_counts_by_processor({"h:1" => {inflight: 1, max_capacity: 2}})).to eq({})
     end
 

@@ -6,8 +6,9 @@ use crate::keys::{DETAILS, DETAILS_INDEX, INDEX};
 use crate::{Millis, RegistryId, Result, Ttl, scripts};
 use redis::{ConnectionLike, Pipeline};
 
-/// How many of the oldest details a sweep looks at.
+/// How many details a sweep looks at in one step, and in how many steps at most, the oldest first.
 const FORGET: usize = 500;
+const FORGET_STEPS: usize = 10;
 
 /// The details of one request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -64,5 +65,15 @@ pub fn page(conn: &mut impl ConnectionLike, offset: usize, count: usize) -> Resu
 /// Whatever Redis answers, and failures of the connection.
 pub(crate) fn forget_lost(conn: &mut impl ConnectionLike) -> Result<()> {
     let keys = [DETAILS_INDEX.as_bytes(), DETAILS.as_bytes(), INDEX.as_bytes()];
-    eval::<()>(conn, &scripts::FORGET_DETAILS, &keys, &[FORGET.to_string().as_bytes()])
+    let mut start = 0_usize;
+    for _ in 0..FORGET_STEPS {
+        let numbers = [start.to_string(), FORGET.to_string()];
+        let args: Vec<&[u8]> = numbers.iter().map(String::as_bytes).collect();
+        let (looked, forgotten): (usize, usize) = eval(conn, &scripts::FORGET_DETAILS, &keys, &args)?;
+        if looked < FORGET {
+            break;
+        }
+        start += looked.saturating_sub(forgotten);
+    }
+    Ok(())
 }

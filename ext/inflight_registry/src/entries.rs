@@ -1,6 +1,6 @@
 //! The entries of the registry: a request goes in when it starts, shows that it is alive, and goes out when it has ended.
 
-use crate::exchange::{command, eval, pipeline, transaction, typed};
+use crate::exchange::{command, eval, pipeline, transaction_of, typed};
 use crate::keys::{DETAILS, DETAILS_INDEX, INDEX, JOBS, PREFIX, PROCESS_SET};
 use crate::processes::{self, Ping, PingReport};
 use crate::{Error, Millis, ProcessId, RegistryId, Result, Ttl, details, keys, scripts};
@@ -35,7 +35,7 @@ impl<'a> Entry<'a> {
 /// same step where one is due.
 ///
 /// # Errors
-/// Whatever Redis answers to any of the commands, and failures of the connection.
+/// Whatever Redis answers to any of the commands but those of the details, and failures of the connection.
 pub fn register(
     conn: &mut impl ConnectionLike,
     entry: &Entry<'_>,
@@ -51,11 +51,12 @@ pub fn register(
     pipe.cmd("ZADD").arg(INDEX).arg(now.0).arg(id);
     pipe.cmd("HSET").arg(JOBS).arg(id).arg(entry.payload);
     add_expiry(&mut pipe, ttl);
+    let essential = pipe.len();
     if let Some(json) = entry.details {
         details::add(&mut pipe, id, json, now);
         details::add_expiry(&mut pipe, ttl);
     }
-    let replies = transaction(conn, &mut pipe)?;
+    let replies = transaction_of(conn, &mut pipe, essential)?;
     ping.map(|_| processes::read_ping(replies)).transpose()
 }
 
@@ -67,10 +68,11 @@ pub fn unregister(conn: &mut impl ConnectionLike, id: &RegistryId, has_details: 
     let mut pipe = Pipeline::new();
     pipe.cmd("ZREM").arg(INDEX).arg(id.as_bytes());
     pipe.cmd("HDEL").arg(JOBS).arg(id.as_bytes());
+    let essential = pipe.len();
     if has_details {
         details::remove(&mut pipe, id.as_bytes());
     }
-    match transaction(conn, &mut pipe) {
+    match transaction_of(conn, &mut pipe, essential) {
         // When its memory is full, Redis 7.0 queues nothing, not even what makes room. A script that only removes may run.
         Err(full) if full.code() == Some("OOM") => {
             let keys = [INDEX, JOBS, DETAILS_INDEX, DETAILS].map(str::as_bytes);

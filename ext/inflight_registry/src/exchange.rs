@@ -50,6 +50,12 @@ pub(crate) fn pipeline(conn: &mut impl ConnectionLike, pipe: &Pipeline) -> Resul
 /// The errors that Redis puts into the reply of EXEC come back as values: each is looked at, and so are the replies to the
 /// queueing, where a full memory shows, for instance.
 pub(crate) fn transaction(conn: &mut impl ConnectionLike, pipe: &mut Pipeline) -> Result<Vec<Value>> {
+    let essential = pipe.len();
+    transaction_of(conn, pipe, essential)
+}
+
+/// The same, whose first `essential` commands alone must succeed: what the others cannot write is not written.
+pub(crate) fn transaction_of(conn: &mut impl ConnectionLike, pipe: &mut Pipeline, essential: usize) -> Result<Vec<Value>> {
     pipe.atomic();
     let values = conn
         .req_packed_commands(&pipe.get_packed_pipeline(), 0, pipe.len() + 2)
@@ -60,7 +66,8 @@ pub(crate) fn transaction(conn: &mut impl ConnectionLike, pipe: &mut Pipeline) -
     }
     match last {
         Value::Array(replies) if replies.len() == pipe.len() => {
-            replies.into_iter().enumerate().map(|(place, value)| refuse_error(|| name_of(pipe, place), value)).collect()
+            let essential = replies.into_iter().take(essential).enumerate();
+            essential.map(|(place, value)| refuse_error(|| name_of(pipe, place), value)).collect()
         }
         _ => Err(Error::reply("EXEC", "the transaction did not answer each of its commands")),
     }

@@ -24,6 +24,7 @@ static CLASS: Lazy<RClass> = Lazy::new(|ruby| {
     RClass::new(ruby.class_object()).unwrap_or_else(|_| ruby.class_object())
 });
 static JSON: Lazy<RModule> = Lazy::new(|ruby| ruby.class_object().const_get("JSON").unwrap_or_else(|_| ruby.module_kernel()));
+static FAILED: LazyId = LazyId::new("failed");
 static GENERATE: LazyId = LazyId::new("generate");
 static HEARTBEAT_INTERVAL: LazyId = LazyId::new("heartbeat_interval");
 static CALL: LazyId = LazyId::new("call");
@@ -189,12 +190,21 @@ impl TaskMonitor {
         Ok(Reported { capacity, processors: processors.map(convert::bytes) })
     }
 
-    fn wants_details(ruby: &Ruby, this: Obj<Self>) -> Result<bool, Error> {
+    fn wants_details(ruby: &Ruby, this: Obj<Self>, task: Value) -> Result<bool, Error> {
         let config = Self::config(ruby, this)?;
         if !config.respond_to(*INFLIGHT_DETAILS, false)? {
             return Ok(false);
         }
-        config.funcall::<_, _, Value>(*INFLIGHT_DETAILS, ()).map(Value::to_bool)
+        match config.funcall::<_, _, Value>(*INFLIGHT_DETAILS, ()) {
+            Ok(wanted) => Ok(wanted.to_bool()),
+            // The request is worth more.
+            Err(error) if error.is_kind_of(ruby.exception_standard_error()) => {
+                let error = error.value().unwrap_or_else(|| ruby.qnil().as_value());
+                ruby.get_inner(&DETAILS).funcall::<_, _, Value>(*FAILED, (task, config, error))?;
+                Ok(false)
+            }
+            Err(interrupt) => Err(interrupt),
+        }
     }
 
     fn registry_id(&self, ruby: &Ruby, task: Value) -> Result<RegistryId, Error> {
@@ -247,7 +257,7 @@ impl TaskMonitor {
 
     /// What people may see of a request, as JSON, where `config` wants that to be written.
     fn details(&self, ruby: &Ruby, this: Obj<Self>, task: Value, processor: Value) -> Result<Option<Vec<u8>>, Error> {
-        if !Self::wants_details(ruby, this)? {
+        if !Self::wants_details(ruby, this, task)? {
             return Ok(None);
         }
         let config = Self::config(ruby, this)?;
