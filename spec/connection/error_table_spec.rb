@@ -223,8 +223,6 @@ RSpec.describe "what a server may say, and what is raised then" do
     "-ERR max number of clients reached\r\n" => "CommandError",
     "-ERR unknown command 'HELLO', with args beginning with: '3'\r\n" => "UnsupportedServer",
     "-NOPROTO unsupported protocol version\r\n" => "CommandError",
-    "-MASTERDOWN Link with MASTER is down\r\n" => "CannotConnectError",
-    "-READONLY You can't\r\n" => "CannotConnectError",
     "-KAPUTT it is, said a proxy\r\n" => "CommandError",
     :close => "CannotConnectError",
     :silence => "CannotConnectError",
@@ -237,6 +235,17 @@ RSpec.describe "what a server may say, and what is raised then" do
       expect([ours.own_config, ours.message]).to match([true, end_with(" (redis://127.0.0.1:PORT)")])
       expect(text_of(ours.error)).not_to include("s3cret-word")
       expect(ours.error.command).to eq(["HELLO"]) if ours.error.is_a?(RedisClient::HasCommand)
+    end
+  end
+
+  # Later versions of redis-client take these greetings for none, and go on.
+  {"MASTERDOWN Link with MASTER is down" => "MasterDownError", "READONLY You can't" => "ReadOnlyError"}.each do |said, cause|
+    it "is CannotConnectError because of #{cause} as the answer to the greeting: #{said.inspect}" do
+      ScriptedServer.open("HELLO", "-#{said}\r\n") do |server|
+        error = through(server) { raised(&read) }
+        expect([error.class, error.cause.class].map(&:name)).to eq(["RedisClient::CannotConnectError", "RedisClient::#{cause}"])
+        expect(error.message).to eq("#{said} (redis://127.0.0.1:#{server.port})")
+      end
     end
   end
 end

@@ -14,7 +14,7 @@ RSpec.describe "TaskMonitor#register" do
   it "scores the registry id with the server's time in ms" do
     before = server_ms
     one.register(task("task-1"))
-    expect(score(one.full_task_id("task-1"))).to be_between(before - 2, server_ms + 2)
+    expect(score(one.full_task_id("task-1"))).to be_between(before - Registry::CLOCK_ERROR, server_ms + Registry::CLOCK_ERROR)
   end
 
   it "scores in whole ms" do

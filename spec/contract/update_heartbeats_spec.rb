@@ -21,7 +21,7 @@ RSpec.describe "TaskMonitor#update_heartbeats" do
     age(*full_ids)
     before = server_ms
     one.update_heartbeats(%w[a b])
-    expect(full_ids.map { |id| score(id) }).to all(be_between(before - 2, server_ms + 2))
+    expect(full_ids.map { |id| score(id) }).to all(be_between(before - Registry::CLOCK_ERROR, server_ms + Registry::CLOCK_ERROR))
   end
 
   it "leaves the others as old as they are" do

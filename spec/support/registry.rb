@@ -10,6 +10,8 @@ module Registry
   PROCESSES = "sidekiq:patient_http:processes"
   GC_LOCK = "sidekiq:patient_http:gc_lock"
   GC_LAST_RUN = "sidekiq:patient_http:gc_last_run"
+  # In ms: how far the tracked clock may be off on a busy machine, where a round trip takes that long.
+  CLOCK_ERROR = 100
   ENVIRONMENT_VARIABLES = %w[RAILS_ENV RACK_ENV APP_ENV].freeze
 
   # What answers `to_f` and nothing else of a number, as an ActiveSupport duration may.
