@@ -59,7 +59,8 @@ RSpec.describe "a password of Sentinel" do
     server.start
     server.call("CONFIG", "SET", "requirepass", word)
     error = error_at(server.port)
-    expect(error).to be_a(RedisClient::UnsupportedServer)
+    # Valkey 9 asks for the password before it looks at the command.
+    expect(error).to be_a(RedisClient::UnsupportedServer).or(have_attributes(message: start_with("NOAUTH")))
     expect_hidden(error)
   ensure
     server&.stop
